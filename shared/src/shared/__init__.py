@@ -1,0 +1,1 @@
+"""The contracts: the only code that two services may both import."""

@@ -1,0 +1,150 @@
+"""One attempt at a job, in the process that a worker forked for it: lock, record, work, end.
+
+Everything is at-least-once: an attempt may find the job done, running elsewhere, or cancelled.
+"""
+
+import errno
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rq import get_current_job
+from rq.timeouts import JobTimeoutException
+
+from shared import faults
+from shared.artifacts import open_artifact
+from shared.errors import Damaged, LannerError, NotFound, Refused
+from shared.ledger import Ledger
+from shared.queue import connect, nudge
+from shared.settings import Settings, load
+
+log = logging.getLogger("lanner.attempt")
+Result = dict[str, Any]
+_stop = {"asked": False}
+
+
+class Stopped(Exception):
+    """The worker is shutting down: what is done is saved, the job goes back to the queue."""
+
+
+class Cancelled(Exception):
+    """Somebody cancelled the job."""
+
+
+def ask_stop(signum: int, frame: object) -> None:
+    _stop["asked"] = True
+
+
+class Attempt:
+    """What a job's body sees of the system: where to read and write, how to tell progress, when to stop.
+
+    root: the artifacts volume; work: this job's own folder, kept until the job is terminal (checkpoints, logs, parts).
+    """
+
+    def __init__(self, job_id: str, settings: Settings, ledger: Ledger):
+        self.job_id, self.settings, self._ledger = job_id, settings, ledger
+        self.root = settings.artifacts
+        self.work: Path = settings.artifacts / "work" / job_id
+        self.accepted_at = ledger.request(job_id).accepted_at
+        self._stage, self._began, self._first, self._told = "", 0.0, 0.0, 0.0
+
+    @property
+    def should_stop(self) -> bool:
+        """True once the body should save what it has and call `check()`."""
+        return _stop["asked"] or self._ledger.cancel_asked(self.job_id)
+
+    def check(self) -> None:
+        """Leave the job here if the worker shuts down (Stopped) or the job was cancelled (Cancelled)."""
+        if self._ledger.cancel_asked(self.job_id):
+            raise Cancelled
+        if _stop["asked"]:
+            raise Stopped
+
+    def report(self, stage: str, step: float, of: float, **metrics: float | str) -> None:
+        """Show progress: `step` of `of` of a named stage, with the latest metrics. Cheap; told at most 5 times a second."""
+        moment = time.monotonic()
+        new = stage != self._stage
+        if new:
+            self._stage, self._began, self._first = stage, moment, step
+        if not new and step < of and moment - self._told < 0.2:
+            return
+        self._told = moment
+        done = step - self._first
+        eta = (moment - self._began) / done * (of - step) if done > 0 else None
+        progress = {"stage": stage, "step": step, "of": of, "percent": round(100 * step / of, 1) if of else None,
+                    "eta_s": round(eta, 1) if eta is not None else None, "metrics": metrics}
+        self._ledger.live(self.job_id, state="running", progress=json.dumps(progress))
+        self._ledger.event(self.job_id, "progress", **progress)
+
+
+def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
+    """Run `body(job, attempt)` under the job's run lock and write how it ended.
+
+    The body publishes the job's target with a `summary` in the manifest and returns that summary; it is not called
+    when the target stands already. Refused, NotFound and Damaged fail the job at once with their sentence; anything
+    else is tried again by the keeper until MAX_ATTEMPTS.
+    """
+    settings = load()
+    redis = connect(settings)
+    ledger = Ledger(settings.artifacts, redis)
+    signal.signal(signal.SIGUSR1, ask_stop)
+    faults.point("after-pop")
+    with ledger.run_lock(job_id) as ours:
+        if not ours:
+            return {"outcome": "busy"}
+        if ledger.ended(job_id):
+            return {"outcome": "ended before"}
+        rq_job = get_current_job()
+        number = ledger.begin(job_id, rq_job.worker_name or "" if rq_job else f"pid-{os.getpid()}")
+        outcome, message = _run(ledger, job_id, body, Attempt(job_id, settings, ledger))
+        ledger.finish_attempt(job_id, number, outcome, message)
+        if ledger.ended(job_id) is None:
+            ledger.live(job_id, state="queued", progress="null")
+            ledger.event(job_id, "queued", reason=outcome, message=message)
+    nudge(redis)
+    return {"outcome": outcome}
+
+
+def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ctx: Attempt) -> tuple[str, str]:
+    """How the attempt ended, and why. Writes the job's end where this attempt decides it."""
+    job = ledger.request(job_id).job
+    try:
+        ctx.check()
+        result = _published(ctx.root, job.target)
+        if result is None:
+            ctx.work.mkdir(parents=True, exist_ok=True)
+            result = body(job, ctx)
+        faults.point("before-record-ends")
+        ledger.end(job_id, "succeeded", result=result)
+    except Stopped:
+        return "stopped", "the worker was asked to stop"
+    except Cancelled:
+        ledger.end(job_id, "cancelled", code="cancelled", message="cancelled on request")
+        return "cancelled", ""
+    except (Refused, NotFound, Damaged) as e:
+        ledger.end(job_id, "failed", code=e.code, message=str(e))
+        return "failed", str(e)
+    except JobTimeoutException:
+        ledger.end(job_id, "failed", code="timeout", message=f"ran longer than {job.TIMEOUT_S} s")
+        return "failed", "timeout"
+    except Exception as e:  # the boundary: whatever a library raises becomes a reason in the record
+        log.exception("job %s", job_id)
+        code = e.code if isinstance(e, LannerError) else "internal"
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+            code = "disk_full"
+        message = f"{type(e).__name__}: {e}"
+        if ledger.spent(job_id) >= ctx.settings.max_attempts:
+            ledger.end(job_id, "failed", code=code, message=message)
+        return "error", message
+    return "succeeded", ""
+
+
+def _published(root: Path, target: str) -> Result | None:
+    if not target or not (root / target).exists():
+        return None
+    return dict(open_artifact(root, target, hashes=False)["summary"])

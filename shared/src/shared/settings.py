@@ -1,0 +1,88 @@
+"""Environment -> one frozen Settings: the only reader of os.environ. Every field is an upper-case variable."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class SettingsError(SystemExit):
+    """A variable that can't be used: the process stops and names it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    device: str = "gpu"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    artifacts: Path = Path("/artifacts")
+    imports: Path = Path("/imports")
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_user: str = ""
+    redis_password_file: str = ""
+    cifar10_url: str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    upload_limit_mib: int = 51200
+    request_limit_mib: int = 64
+    max_attempts: int = 3
+    silence_s: float = 100.0
+    refresh_s: float = 1.0
+    worker_ttl_s: int = 30
+    heartbeat_s: int = 10
+    maintenance_s: int = 15
+    cpu_threads: int = 0
+    log_level: str = "INFO"
+    fault: str = ""
+
+
+DESCRIPTIONS = {
+    "device": "gpu or cpu: the one knob",
+    "host": "address the API listens on",
+    "port": "port the API listens on",
+    "artifacts": "root of the shared volume",
+    "imports": "read-only folder that import:<name> reads from",
+    "redis_url": "the Redis-protocol server that carries the jobs",
+    "redis_user": "ACL user of this service, empty for none",
+    "redis_password_file": "file with that user's password, empty for none",
+    "cifar10_url": "the official CIFAR-10 archive, binary edition",
+    "upload_limit_mib": "largest dataset upload",
+    "request_limit_mib": "largest body of a prediction request",
+    "max_attempts": "attempts of a job that died or failed for a passing reason",
+    "silence_s": "seconds without a sign of life after which a job is delivered again",
+    "refresh_s": "seconds between two looks at the aliases",
+    "worker_ttl_s": "seconds a worker counts as alive after its last heartbeat",
+    "heartbeat_s": "seconds between heartbeats while a job runs",
+    "maintenance_s": "seconds between clean-ups of what dead workers left",
+    "cpu_threads": "threads for decoding, training and measuring, 0 for one a core",
+    "log_level": "DEBUG, INFO, WARNING or ERROR",
+    "fault": "for tests: a named point at which the process kills itself",
+}
+
+
+def load(env: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings; an unset or empty variable keeps its default.
+
+    Raises:
+        SettingsError: a value can't be read as its type, or DEVICE is neither gpu nor cpu.
+    """
+    env = os.environ if env is None else env
+    values = {}
+    for field in dataclasses.fields(Settings):
+        text = env.get(field.name.upper(), "")
+        if text == "":
+            continue
+        kind = field.type
+        try:
+            values[field.name] = kind(text) if callable(kind) else text
+        except ValueError:
+            name = getattr(kind, "__name__", kind)
+            raise SettingsError(f"{field.name.upper()}={text!r} is not a valid {name}: {DESCRIPTIONS[field.name]}") from None
+    settings = Settings(**values)
+    if settings.device not in ("gpu", "cpu"):
+        raise SettingsError(f"DEVICE={settings.device!r} is unknown: expected gpu or cpu")
+    return settings
+
+
+def threads(settings: Settings) -> int:
+    """How many CPU threads a job may use: CPU_THREADS, or the cores this process may run on."""
+    return settings.cpu_threads or len(os.sched_getaffinity(0))

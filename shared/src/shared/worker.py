@@ -1,0 +1,49 @@
+"""The one worker: `python -m shared.worker <service>` takes jobs of one queue, one at a time, each in a forked child.
+
+The parent imports no TensorFlow, cuDF, CuPy or TensorRT: CUDA can't be re-initialised after a fork, and a fork after
+TensorFlow ran hangs. One queue, so that RQ moves jobs by BLMOVE, which loses none.
+"""
+
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+
+from rq import Worker
+from rq.serializers import JSONSerializer
+
+from shared.attempt import ask_stop
+from shared.queue import SafeJob, connect, queue_of
+from shared.settings import load
+
+
+class LannerWorker(Worker):  # type: ignore[misc]
+    """RQ's forking worker that hands SIGTERM on to the job as SIGUSR1: it saves and goes back to the queue."""
+
+    def handle_warm_shutdown_request(self) -> None:
+        super().handle_warm_shutdown_request()
+        if self.horse_pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.horse_pid, signal.SIGUSR1)
+
+    def setup_work_horse_signals(self) -> None:
+        super().setup_work_horse_signals()
+        signal.signal(signal.SIGUSR1, ask_stop)
+
+
+def main(service: str) -> None:
+    settings = load()
+    os.environ.setdefault("RAPIDS_NO_INITIALIZE", "1")
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    redis = connect(settings)
+    worker = LannerWorker(
+        [queue_of(service, redis)], connection=redis, serializer=JSONSerializer, job_class=SafeJob,
+        worker_ttl=settings.worker_ttl_s, job_monitoring_interval=settings.heartbeat_s,
+        maintenance_interval=settings.maintenance_s)
+    worker.log_job_description = False
+    worker.work(logging_level=settings.log_level)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
