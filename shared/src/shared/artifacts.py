@@ -1,7 +1,7 @@
 """Artifacts: published once, whole or absent, immutable after. Paths, manifests, publish, open, aliases.
 
-The protocol (write to staging, fsync, manifest last, read back, one rename) is the one that Orbax and big_vision use for
-checkpoints: on one file system a rename is atomic, and a second publisher finds the first one's directory.
+The protocol (write to staging, fsync, manifest last, read back, one rename) is the one that Orbax uses for checkpoints:
+on one file system a rename is atomic, and a second publisher finds the first one's directory.
 """
 
 import errno
@@ -23,6 +23,7 @@ from shared.errors import Conflict, Damaged, NotFound
 from shared.jobs import check_id
 
 MANIFEST = "manifest.json"
+KINDS = {"datasets": "dataset", "models": "model", "variants": "variant", "predictions": "predictions"}
 Manifest = dict[str, Any]
 
 
@@ -100,8 +101,8 @@ def publish(root: Path, staging: Path, target: str, manifest: Manifest) -> Manif
         with open(path, "rb") as f:
             os.fsync(f.fileno())
         files[str(path.relative_to(staging))] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    kind = {"datasets": "dataset", "models": "model", "variants": "variant", "predictions": "predictions"}[target.split("/")[0]]
-    whole = {"schema": 1, "kind": kind, "id": target.split("/", 1)[1], "created_at": now(),
+    folder, _, artifact_id = target.partition("/")
+    whole = {"schema": 1, "kind": KINDS[folder], "id": artifact_id, "created_at": now(),
              "python": platform.python_version(), **manifest, "files": files}
     write_json(staging / MANIFEST, whole)
     for folder in {p.parent for p in staging.rglob("*")}:
@@ -158,7 +159,9 @@ def manifest_digest(root: Path, target: str) -> str:
 
 def list_ids(root: Path, kind: str) -> list[str]:
     folder = root / kind
-    return sorted((p.name for p in folder.iterdir() if not p.name.startswith(".")), reverse=True) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted((p.name for p in folder.iterdir() if not p.name.startswith(".")), reverse=True)
 
 
 # Names, versions, aliases

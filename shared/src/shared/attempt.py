@@ -66,7 +66,7 @@ class Attempt:
             raise Stopped
 
     def report(self, stage: str, step: float, of: float, **metrics: float | str) -> None:
-        """Show progress: `step` of `of` of a named stage, with the latest metrics. Cheap; told at most 5 times a second."""
+        """Show progress: `step` of `of` of a named stage, with the latest metrics. Told at most 5 times a second."""
         moment = time.monotonic()
         new = stage != self._stage
         if new:

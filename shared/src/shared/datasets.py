@@ -44,7 +44,7 @@ class Dataset:
 
     def images(self, split: str) -> np.ndarray:
         """uint8 [N, size, size, 3], RGB, memory-mapped, read-only."""
-        array = np.load(self.path / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(self.path / f"{split}.npy", mmap_mode="r", allow_pickle=False)
         if array.dtype != np.uint8 or array.shape[1:] != (self.spec.size, self.spec.size, 3):
             raise Damaged(f"dataset {self.id}: {split}.npy is {array.dtype}{array.shape}, "
                           f"expected uint8 [N, {self.spec.size}, {self.spec.size}, 3]")
@@ -52,4 +52,5 @@ class Dataset:
 
     def labels(self, split: str) -> np.ndarray:
         """int32 [N], indices into spec.labels."""
-        return np.load(self.path / f"{split}.labels.npy", allow_pickle=False)
+        labels: np.ndarray = np.load(self.path / f"{split}.labels.npy", allow_pickle=False)
+        return labels

@@ -1,4 +1,7 @@
-"""What a job is: a typed payload of ids, names and numbers, never paths. New fields get defaults: old jobs may be queued."""
+"""What a job is: a typed payload of ids, names and numbers, never paths.
+
+New fields get defaults, since old jobs may be queued.
+"""
 
 import dataclasses
 import re
@@ -22,7 +25,7 @@ class PreprocessJob:
     dataset_id: str
     name: str
     source: str = "cifar10"
-    size: int = 0  # pixels a side, 32..256; 0 takes 32 for CIFAR-10 and else the nearest of 32, 64, 128, 224 to the median
+    size: int = 0  # pixels a side, 32..256; 0: 32 for CIFAR-10, else the nearest of 32, 64, 128, 224 to the median
     validation: float = 0.1
     test: float = 0.1
     seed: int = 0
@@ -63,7 +66,7 @@ class OptimizeJob:
     model_id: str
     name: str
     variants: tuple[str, ...] = VARIANTS
-    budget: float = 0.5  # points of validation accuracy that a variant may lose against Keras, upper end of its interval
+    budget: float = 0.5  # points of validation accuracy a variant may lose against Keras, upper end of the interval
     rank_batch: int = 8  # batch size whose images/s decides among those that pass
     alias: str = "production"
     seed: int = 0
@@ -124,7 +127,7 @@ def parse(kind: str, payload: dict[str, Any]) -> Job:
 
 
 def _typed(kind: str, name: str, value: Any, spec: "dataclasses.Field[Any]") -> Any:
-    wanted = {int: "an integer", float: "a number", str: "a string"}.get(spec.type)  # type: ignore[call-overload]
+    wanted = {"int": "an integer", "float": "a number", "str": "a string"}.get(getattr(spec.type, "__name__", ""))
     if spec.type is float and type(value) is int:
         return float(value)
     if name == "variants":
@@ -157,7 +160,8 @@ def _check(job: Job) -> None:
             within("test", 0.01, 0.5)
             word, _, rest = job.source.partition(":")
             if not (job.source == "cifar10" or (word in ("upload", "import") and rest)):
-                raise Refused(f"source {job.source!r} is unknown: expected cifar10, upload:<id> or import:<name>", "bad_job")
+                raise Refused(f"source {job.source!r} is unknown: expected cifar10, upload:<id> or import:<name>",
+                              "bad_job")
             if word == "upload":
                 check_id(rest, "upload id")
         case TrainJob():

@@ -93,7 +93,8 @@ class Ledger:
         """Write down a new attempt, durably, before its work starts. Only the holder of the run lock calls this."""
         number = len(self.attempts(job_id)) + 1
         write_json(self.folder / job_id / f"attempt-{number}.json",
-                   {"number": number, "worker": worker, "host": socket.gethostname(), "pid": os.getpid(), "started_at": now()})
+                   {"number": number, "worker": worker, "host": socket.gethostname(), "pid": os.getpid(),
+                    "started_at": now()})
         self.live(job_id, state="running", worker=worker, attempt=number)
         self.event(job_id, "running", worker=worker, attempt=number)
         return number
@@ -135,7 +136,8 @@ class Ledger:
     def cancel_asked(self, job_id: str) -> bool:
         return (self.folder / job_id / "cancel").exists()
 
-    def end(self, job_id: str, state: str, *, code: str = "", message: str = "", result: dict[str, Any] | None = None) -> bool:
+    def end(self, job_id: str, state: str, *, code: str = "", message: str = "",
+            result: dict[str, Any] | None = None) -> bool:
         """Write the terminal state; the first one stays. Returns whether it was this one."""
         assert state in TERMINAL
         body = {"state": state, "code": code, "message": message, "result": result or {}, "ended_at": now()}
@@ -156,7 +158,8 @@ class Ledger:
 
     def live(self, job_id: str, **fields: Any) -> None:
         with contextlib.suppress(RedisError):
-            self.redis.hset(f"lanner:live:{job_id}", mapping={**fields, "at": time.time()})
+            values: dict[Any, Any] = {**fields, "at": time.time()}
+            self.redis.hset(f"lanner:live:{job_id}", mapping=values)
             self.redis.expire(f"lanner:live:{job_id}", 30 * 86400)
 
     def read_live(self, job_id: str) -> dict[str, str]:

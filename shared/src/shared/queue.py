@@ -49,7 +49,8 @@ def connect(settings: Settings, timeout_s: float | None = None) -> "Redis":
     password = Path(settings.redis_password_file).read_text().strip() if settings.redis_password_file else None
     extra: dict[str, Any] = {}
     if timeout_s is not None:
-        extra = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry": Retry(ExponentialBackoff(cap=0.1), 1)}
+        extra = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s,
+                 "retry": Retry(ExponentialBackoff(cap=0.1), 1)}
     return Redis.from_url(settings.redis_url, username=settings.redis_user or None, password=password,
                           socket_keepalive=True, health_check_interval=30, **extra)
 

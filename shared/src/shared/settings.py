@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class SettingsError(SystemExit):
@@ -25,7 +26,7 @@ class Settings:
     upload_limit_mib: int = 51200
     request_limit_mib: int = 64
     max_attempts: int = 3
-    silence_s: float = 100.0
+    silence_s: float = 20.0
     refresh_s: float = 1.0
     worker_ttl_s: int = 30
     heartbeat_s: int = 10
@@ -48,7 +49,7 @@ DESCRIPTIONS = {
     "upload_limit_mib": "largest dataset upload",
     "request_limit_mib": "largest body of a prediction request",
     "max_attempts": "attempts of a job that died or failed for a passing reason",
-    "silence_s": "seconds without a sign of life after which a job is delivered again",
+    "silence_s": "seconds a delivered job may show no running process before it is delivered again",
     "refresh_s": "seconds between two looks at the aliases",
     "worker_ttl_s": "seconds a worker counts as alive after its last heartbeat",
     "heartbeat_s": "seconds between heartbeats while a job runs",
@@ -66,7 +67,7 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         SettingsError: a value can't be read as its type, or DEVICE is neither gpu nor cpu.
     """
     env = os.environ if env is None else env
-    values = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         text = env.get(field.name.upper(), "")
         if text == "":
@@ -76,7 +77,8 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
             values[field.name] = kind(text) if callable(kind) else text
         except ValueError:
             name = getattr(kind, "__name__", kind)
-            raise SettingsError(f"{field.name.upper()}={text!r} is not a valid {name}: {DESCRIPTIONS[field.name]}") from None
+            raise SettingsError(f"{field.name.upper()}={text!r} is not a valid {name}: "
+                                f"{DESCRIPTIONS[field.name]}") from None
     settings = Settings(**values)
     if settings.device not in ("gpu", "cpu"):
         raise SettingsError(f"DEVICE={settings.device!r} is unknown: expected gpu or cpu")

@@ -22,13 +22,13 @@ class LannerWorker(Worker):  # type: ignore[misc]
     """RQ's forking worker that hands SIGTERM on to the job as SIGUSR1: it saves and goes back to the queue."""
 
     def handle_warm_shutdown_request(self) -> None:
-        super().handle_warm_shutdown_request()
+        super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
         if self.horse_pid:
             with suppress(ProcessLookupError):
                 os.kill(self.horse_pid, signal.SIGUSR1)
 
     def setup_work_horse_signals(self) -> None:
-        super().setup_work_horse_signals()
+        super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
         signal.signal(signal.SIGUSR1, ask_stop)
 
 

@@ -1,0 +1,175 @@
+"""`python -m shared.keeper`: sees to it that every accepted job ends, whatever died.
+
+It looks at the open records about once a second, starts a stage when its parent has succeeded, delivers again what RQ
+no longer knows or whose process is gone, ends what was cancelled or keeps dying, and sweeps what nobody needs. Whether
+a job runs is told by its run lock, which the kernel frees with the process: so a killed worker's job is back within
+seconds, long before RQ misses its heartbeat. Several keepers may be up: a lease in Redis lets one work.
+"""
+
+import logging
+import shutil
+import signal
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from redis import RedisError
+from rq.command import send_stop_job_command
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.job import JobStatus
+from rq.serializers import JSONSerializer
+
+from shared.ledger import Ledger, Request
+from shared.queue import NUDGE, SafeJob, connect, deliver, delivery_id, queue_of
+from shared.settings import Settings, load
+
+log = logging.getLogger("lanner.keeper")
+LEASE, LEASE_MS = "lanner:keeper", 10_000
+ACCEPT_GRACE_S = 2.0  # between a record and its first delivery stands only the API's next line
+CANCEL_GRACE_S = 30.0  # for a job to see that it was cancelled; then its process is killed
+FAIL_DELAY_S = 5.0  # before the second try of what raised; four times as long before each next
+FRUITLESS = 10  # deliveries that never became an attempt, after which the job fails
+STAGING_S = 3600.0
+
+
+class Keeper:
+    def __init__(self, settings: Settings, ledger: Ledger):
+        self.settings, self.ledger, self.redis = settings, ledger, ledger.redis
+        self.over: set[str] = set()
+        self.since: dict[tuple[str, str], float] = {}  # (job, what looks wrong) -> since when
+
+    def step(self) -> None:
+        """Look once at every open job, oldest first. Raises RedisError when the server does not answer."""
+        open_jobs = [self.ledger.request(i) for i in self.ledger.ids() if i not in self.over]
+        for request in sorted(open_jobs, key=lambda r: r.accepted_at):
+            self.look(request)
+
+    def look(self, request: Request) -> None:
+        ledger, job = self.ledger, request.id
+        if ledger.is_running(job):
+            if ledger.cancel_asked(job) and self._lasts(job, "cancel", CANCEL_GRACE_S):
+                self._kill(request)
+            return
+        if ledger.ended(job):  # asked after the lock: a job ends before it lets go of it
+            self.over.add(job)
+            shutil.rmtree(self.settings.artifacts / "work" / job, ignore_errors=True)
+            self.since = {key: at for key, at in self.since.items() if key[0] != job}
+            return
+        parent = ledger.ended(request.parent) if request.parent else None
+        if ledger.cancel_asked(job):
+            ledger.end(job, "cancelled", code="cancelled", message="cancelled on request")
+        elif parent and parent["state"] != "succeeded":
+            state = "cancelled" if parent["state"] == "cancelled" else "failed"
+            ledger.end(job, state, code=f"parent_{parent['state']}", message=f"{request.parent}: {parent['message']}")
+        elif request.parent and not parent:
+            return
+        else:
+            self._deliver(request)
+
+    def _deliver(self, request: Request) -> None:
+        ledger, job = self.ledger, request.id
+        attempts = ledger.attempts(job)
+        spent = ledger.spent(job)
+        last = attempts[-1] if attempts else {}
+        if spent >= self.settings.max_attempts:
+            how = last.get("message") or "its process was killed (out of memory, or this input kills it)"
+            ledger.end(job, "failed", code="poison", message=f"gave up after {spent} attempts; the last: {how}")
+            return
+        number = int(ledger.read_live(job).get("delivery", 0))
+        if number == 0:
+            wait, what = 0.0 if request.parent or attempts else ACCEPT_GRACE_S, "undelivered"
+        else:
+            rq_id = delivery_id(request, number)
+            status = self._status(rq_id)
+            what = f"{number} {status}"
+            queue = queue_of(request.job.SERVICE, self.redis)
+            if status == JobStatus.QUEUED and queue.get_job_position(rq_id) is not None:
+                return
+            if status in (JobStatus.QUEUED, JobStatus.STARTED):  # popped, and not running yet or no more
+                wait = self.settings.silence_s
+            elif last.get("outcome") == "error":
+                wait = FAIL_DELAY_S * 4 ** (spent - 1)
+            elif status == JobStatus.FAILED and number > len(attempts):
+                if number - len(attempts) >= FRUITLESS:
+                    ledger.end(job, "failed", code="undeliverable", message=(
+                        f"delivered {number} times to the {queue.name} queue and never begun: see its worker's log"))
+                    return
+                wait = FAIL_DELAY_S
+            else:
+                wait = 0.0
+        if self._lasts(job, what, wait):
+            rq_id = deliver(ledger, request)
+            log.info("delivered %s (%s)", rq_id, what)
+            ledger.event(job, "queued", delivery=rq_id, because=what)
+
+    def _status(self, rq_id: str) -> str:
+        try:
+            return str(SafeJob.fetch(rq_id, connection=self.redis, serializer=JSONSerializer).get_status().value)
+        except (NoSuchJobError, InvalidJobOperation):
+            return "lost"
+
+    def _lasts(self, job: str, what: str, seconds: float) -> bool:
+        """Whether this has looked so for that long."""
+        return time.monotonic() - self.since.setdefault((job, what), time.monotonic()) >= seconds
+
+    def _kill(self, request: Request) -> None:
+        number = int(self.ledger.read_live(request.id).get("delivery", 0))
+        log.warning("%s did not stop within %g s of being cancelled: its process is killed", request.id, CANCEL_GRACE_S)
+        try:
+            send_stop_job_command(self.redis, delivery_id(request, number), serializer=JSONSerializer)
+        except (NoSuchJobError, InvalidJobOperation) as e:
+            log.warning("%s: %s", request.id, e)
+
+    def sweep(self) -> None:
+        """Remove staging folders whose job is not running and that are over an hour old."""
+        folder = self.settings.artifacts / ".staging"
+        for path in folder.iterdir() if folder.is_dir() else []:
+            job = path.name.split(".")[0]
+            if time.time() - path.stat().st_mtime > STAGING_S and not self._runs(job):
+                log.info("swept %s", path.name)
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _runs(self, job: str) -> bool:
+        return (self.ledger.folder / job).is_dir() and self.ledger.is_running(job)
+
+    def hold_lease(self, token: str) -> bool:
+        """Whether this keeper is the one that works now."""
+        if self.redis.set(LEASE, token, nx=True, px=LEASE_MS):
+            return True
+        if self.redis.get(LEASE) != token.encode():
+            return False
+        self.redis.pexpire(LEASE, LEASE_MS)
+        return True
+
+
+def main() -> None:
+    settings = load()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _: stop.append(n))
+    Path(settings.artifacts).mkdir(parents=True, exist_ok=True)
+    keeper = Keeper(settings, Ledger(settings.artifacts, connect(settings, timeout_s=5)))
+    token, swept = uuid.uuid4().hex, 0.0
+    log.info("keeping %s", settings.artifacts)
+    while not stop:
+        try:
+            if keeper.hold_lease(token):
+                keeper.step()
+                if time.monotonic() - swept > 60:
+                    keeper.sweep()
+                    swept = time.monotonic()
+            _sleep(keeper.redis)
+        except RedisError as e:
+            log.warning("no answer from Redis (%s): the records wait", e)
+            time.sleep(1)
+
+
+def _sleep(redis: Any) -> None:
+    """A second, or less when something ended."""
+    redis.brpop([NUDGE], timeout=1)
+
+
+if __name__ == "__main__":
+    main()
