@@ -108,6 +108,7 @@ def _private(path: Path, text: str) -> None:
 
 
 def _valkey_conf(folder: Path, port: int, password: str) -> str:
-    """appendfsync always: what was accepted survives a power cut. noeviction: when full it refuses, and forgets nothing."""
+    """appendfsync always: what was accepted survives a power cut. noeviction: a full memory refuses, and forgets
+    nothing."""
     return "\n".join([f"port {port}", "bind 127.0.0.1", f'dir "{folder}"', f"requirepass {password}", 'save ""',
                       "appendonly yes", "appendfsync always", "maxmemory-policy noeviction", "daemonize no", ""])
