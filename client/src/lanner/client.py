@@ -1,0 +1,172 @@
+"""`Client`: every call of the HTTP API that a user of Lanner needs, as a method."""
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from lanner.errors import LannerError
+from lanner.packing import pack
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+STAGES = ("preprocess", "train", "optimize")
+PATIENCE_S = 60.0  # how long `follow` looks past an API that does not answer, while it is restarted
+
+Json = dict[str, Any]
+Image = bytes | str | Path
+
+
+class Client:
+    """Talks to one Lanner. Every method raises LannerError with the server's code and message."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8000", timeout_s: float = 60.0):
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._http.close()
+
+    # Data in
+
+    def upload(self, path: str | Path, progress: Callable[[int, int], None] | None = None) -> Json:
+        """Send a folder, zip or tar. `progress(sent, total)` is called in between, in bytes.
+
+        Returns the server's answer with `id` and `source`, the word for `submit_pipeline`.
+        """
+        body = pack(Path(path))
+        upload_id = f"u-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(4)}"
+        digest = hashlib.sha256()
+
+        def pieces() -> Iterator[bytes]:
+            sent = 0
+            for piece in body.pieces():
+                digest.update(piece)
+                yield piece
+                sent += len(piece)
+                if progress:
+                    progress(sent, body.size)
+
+        answer = self._call("PUT", f"/v1/uploads/{upload_id}", content=pieces(), timeout=600.0,
+                            params={"filename": body.path.name},
+                            headers={"Content-Length": str(body.size), "Content-Type": body.content_type})
+        if answer["sha256"] != digest.hexdigest():
+            raise LannerError(f"upload {upload_id} arrived with other bytes than were sent: send it again", "damaged")
+        return {**answer, "id": upload_id, "source": f"upload:{upload_id}"}
+
+    # Jobs
+
+    def submit_pipeline(self, source: str, *, name: str = "", preprocess: Json | None = None, train: Json | None = None,
+                        optimize: Json | None = None) -> Json:
+        """Data -> Dataset -> Model -> Variants.
+
+        Returns {pipeline, jobs: {preprocess, train, optimize}, dataset_id, model_id}.
+        """
+        body = {"source": source, "preprocess": preprocess or {}, "train": train or {}, "optimize": optimize or {}}
+        return self._call("POST", "/v1/pipelines", json={**body, "name": name} if name else body,
+                          headers={"Idempotency-Key": secrets.token_hex(16)})
+
+    def jobs(self) -> list[Json]:
+        """The latest jobs, newest first."""
+        return list(self._call("GET", "/v1/jobs")["jobs"])
+
+    def job(self, job_id: str) -> Json:
+        """State, progress, attempts, result or error of a job."""
+        return self._call("GET", f"/v1/jobs/{job_id}")
+
+    def cancel(self, job_id: str) -> Json:
+        return self._call("POST", f"/v1/jobs/{job_id}/cancel", json={})
+
+    def follow(self, job_id: str, every_s: float = 0.5) -> Iterator[Json]:
+        """The job each time something about it has changed, the last time when it has ended."""
+        for _, view in self.follow_all({"": job_id}, every_s):
+            yield view
+
+    def follow_all(self, jobs: dict[str, str], every_s: float = 0.5) -> Iterator[tuple[str, Json]]:
+        """(label, job) each time one of the labelled jobs has changed, until all have ended."""
+        seen: dict[str, Json] = {}
+        heard = time.monotonic()
+        while True:
+            for label, job_id in jobs.items():
+                if seen.get(label, {}).get("state") in TERMINAL:
+                    continue
+                try:
+                    view = self.job(job_id)
+                except LannerError as e:
+                    if e.code != "no_answer" and e.status < 500 or time.monotonic() - heard > PATIENCE_S:
+                        raise
+                    break
+                heard = time.monotonic()
+                if view != seen.get(label):
+                    seen[label] = view
+                    yield label, view
+            if len(seen) == len(jobs) and all(v["state"] in TERMINAL for v in seen.values()):
+                return
+            time.sleep(every_s)
+
+    # Models
+
+    def models(self) -> list[Json]:
+        return list(self._call("GET", "/v1/models")["models"])
+
+    def model(self, name: str) -> Json:
+        """Versions and aliases of a Name."""
+        return self._call("GET", f"/v1/models/{name}")
+
+    def card(self, model_id: str) -> Json:
+        """The release card of a Model."""
+        return self._call("GET", f"/v1/cards/{model_id}")
+
+    def promote(self, name: str, version: int, variant: str, alias: str = "production") -> Json:
+        """Point an alias at a Variant of a version."""
+        return self._call("PUT", f"/v1/models/{name}/aliases/{alias}", json={"version": version, "variant": variant})
+
+    def predict(self, name: str, images: Image | Sequence[Image]) -> Json:
+        """Label images with the production Variant of a Name (`cifar10`) or another alias (`cifar10@candidate`).
+
+        images: one or several, each a path or the bytes of an encoded image.
+        """
+        many = [images] if isinstance(images, (bytes, str, Path)) else list(images)
+        files = [("image", (_filename(i), i if isinstance(i, bytes) else Path(i).read_bytes())) for i in many]
+        return self._call("POST", f"/v1/models/{name}/predict", files=files)
+
+    def ready(self) -> bool:
+        """Whether the API has a model to serve."""
+        try:
+            self._call("GET", "/readyz")
+        except LannerError as e:
+            if e.status == 503:
+                return False
+            raise
+        return True
+
+    def _call(self, method: str, path: str, **options: Any) -> Json:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as e:
+            raise LannerError(f"{self.url} does not answer ({type(e).__name__}: {e}): is Lanner up?",
+                              "no_answer") from e
+        try:
+            body = response.json()
+        except json.JSONDecodeError:
+            raise LannerError(f"{method} {path} answered {response.status_code} without JSON: is {self.url} Lanner?",
+                              "not_lanner", response.status_code) from None
+        if response.is_error:
+            error = body.get("error", {}) if isinstance(body, dict) else {}
+            raise LannerError(error.get("message", f"{method} {path} answered {response.status_code}"),
+                              error.get("code", "error"), response.status_code)
+        return dict(body)
+
+
+def _filename(image: Image) -> str:
+    return "image" if isinstance(image, bytes) else Path(image).name
