@@ -1,5 +1,6 @@
 """A loaded Variant that answers `run(batch)`. Optimization measures the same code that inference serves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -67,8 +68,12 @@ def check_golden(folder: Path, precision: str, session: Session) -> None:
     """
     with np.load(folder / "golden.npz", allow_pickle=False) as golden:
         images, expected = golden["images"], golden["probabilities"]
-    got = session.run(images)
-    compare_golden(expected, got, precision, folder.name)
+    compare_golden(expected, run_in_chunks(session, images), precision, folder.name)
+
+
+def run_in_chunks(session: Session, images: np.ndarray, size: int = 32) -> np.ndarray:
+    """`session.run` over many images, `size` at a time, so that memory does not grow with their number."""
+    return np.concatenate([session.run(np.ascontiguousarray(images[i:i + size])) for i in range(0, len(images), size)])
 
 
 def compare_golden(expected: np.ndarray, got: np.ndarray, precision: str, what: str) -> None:
@@ -81,3 +86,30 @@ def compare_golden(expected: np.ndarray, got: np.ndarray, precision: str, what: 
     if worst > TOLERANCE[precision] or (precision == "int8" and agree < 0.99):
         raise Damaged(f"{what}: the golden batch is off by {worst:.2g} (allowed {TOLERANCE[precision]:g}) with "
                       f"{100 * agree:.1f} % of the labels equal; rebuild this variant from its model")
+
+
+Tensor = tuple[str, Sequence[object]]  # dtype and shape; a dimension that is no positive number is dynamic
+
+
+def check_signature(path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+    """The image size of a model file, in pixels a side.
+
+    Raises:
+        Damaged: it is not uint8 [N, size, size, 3] -> float32 [N, classes], N dynamic.
+    """
+    match list(inputs), list(outputs):
+        case [("uint8", [n, int(height), int(width), 3])], [("float32", [_, _])] if height == width and not _fixed(n):
+            return height
+    raise Damaged(f"{path.parent.name}/{path.name} maps {list(inputs)} to {list(outputs)}, "
+                  "expected one uint8 [N, size, size, 3] to one float32 [N, classes]; export it anew")
+
+
+def _fixed(dimension: object) -> bool:
+    return isinstance(dimension, int) and dimension > 0
+
+
+def check_batch(batch: np.ndarray, size: int) -> None:
+    """Raise ValueError unless `batch` is uint8 [N, size, size, 3] with N >= 1."""
+    if batch.dtype != np.uint8 or batch.shape[1:] != (size, size, 3) or len(batch) < 1:
+        raise ValueError(f"a batch of {batch.dtype}{list(batch.shape)} came, "
+                         f"expected uint8 [N, {size}, {size}, 3] with N >= 1")
