@@ -105,8 +105,8 @@ def publish(root: Path, staging: Path, target: str, manifest: Manifest) -> Manif
     whole = {"schema": 1, "kind": KINDS[folder], "id": artifact_id, "created_at": now(),
              "python": platform.python_version(), **manifest, "files": files}
     write_json(staging / MANIFEST, whole)
-    for folder in {p.parent for p in staging.rglob("*")}:
-        fsync_dir(folder)
+    for inner in {p.parent for p in staging.rglob("*")}:
+        fsync_dir(inner)
     _verify(staging, read_json(staging / MANIFEST), hashes=False)
     final.parent.mkdir(parents=True, exist_ok=True)
     faults.point("before-rename")

@@ -99,8 +99,11 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
             return {"outcome": "busy"}
         if ledger.ended(job_id):
             return {"outcome": "ended before"}
-        rq_job = get_current_job()
-        number = ledger.begin(job_id, rq_job.worker_name or "" if rq_job else f"pid-{os.getpid()}")
+        delivery = get_current_job()
+        if delivery:
+            number = ledger.begin(job_id, delivery.worker_name or "", delivery.id)
+        else:
+            number = ledger.begin(job_id, f"pid-{os.getpid()}")
         outcome, message = _run(ledger, job_id, body, Attempt(job_id, settings, ledger))
         ledger.finish_attempt(job_id, number, outcome, message)
         if ledger.ended(job_id) is None:

@@ -86,18 +86,16 @@ class Keeper:
             queue = queue_of(request.job.SERVICE, self.redis)
             if status == JobStatus.QUEUED and queue.get_job_position(rq_id) is not None:
                 return
-            if status in (JobStatus.QUEUED, JobStatus.STARTED):  # popped, and not running yet or no more
+            if last.get("delivery") == rq_id or status == "lost":  # it ran, and its process is gone
+                wait = FAIL_DELAY_S * 4 ** (spent - 1) if last.get("outcome") == "error" else 0.0
+            elif status in (JobStatus.QUEUED, JobStatus.STARTED):  # popped, and not running yet or no more
                 wait = self.settings.silence_s
-            elif last.get("outcome") == "error":
-                wait = FAIL_DELAY_S * 4 ** (spent - 1)
-            elif status == JobStatus.FAILED and number > len(attempts):
-                if number - len(attempts) >= FRUITLESS:
-                    ledger.end(job, "failed", code="undeliverable", message=(
-                        f"delivered {number} times to the {queue.name} queue and never begun: see its worker's log"))
-                    return
+            elif number - len(attempts) < FRUITLESS:
                 wait = FAIL_DELAY_S
             else:
-                wait = 0.0
+                ledger.end(job, "failed", code="undeliverable", message=(
+                    f"delivered {number} times to the {queue.name} queue and never begun: see its worker's log"))
+                return
         if self._lasts(job, what, wait):
             rq_id = deliver(ledger, request)
             log.info("delivered %s (%s)", rq_id, what)

@@ -89,12 +89,12 @@ class Ledger:
         paths = sorted((self.folder / job_id).glob("attempt-*.json"), key=lambda p: int(p.stem.split("-")[1]))
         return [read_json(p) for p in paths]
 
-    def begin(self, job_id: str, worker: str) -> int:
+    def begin(self, job_id: str, worker: str, delivery: str = "") -> int:
         """Write down a new attempt, durably, before its work starts. Only the holder of the run lock calls this."""
         number = len(self.attempts(job_id)) + 1
-        write_json(self.folder / job_id / f"attempt-{number}.json",
-                   {"number": number, "worker": worker, "host": socket.gethostname(), "pid": os.getpid(),
-                    "started_at": now()})
+        write_json(self.folder / job_id / f"attempt-{number}.json", {
+            "number": number, "worker": worker, "delivery": delivery, "host": socket.gethostname(), "pid": os.getpid(),
+            "started_at": now()})
         self.live(job_id, state="running", worker=worker, attempt=number)
         self.event(job_id, "running", worker=worker, attempt=number)
         return number
