@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+
 from shared.jobs import Job, PreprocessJob, new_id
 from shared.ledger import TERMINAL, Ledger
 from shared.queue import deliver
@@ -63,7 +64,8 @@ class Stack:
         return self.ledger.view(job_id)
 
     def running(self, job_id: str, seconds: float = 30) -> None:
-        self.until(lambda: self.ledger.attempts(job_id) and self.ledger.is_running(job_id), seconds, f"start of {job_id}")
+        begun = lambda: self.ledger.attempts(job_id) and self.ledger.is_running(job_id)  # noqa: E731
+        self.until(begun, seconds, f"start of {job_id}")
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to one process; SIGKILL takes its children along, as a container's end does."""

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-from shared.artifacts import open_artifact
-from shared.queue import queue_of
 
 from shared import faults
+from shared.artifacts import open_artifact
+from shared.queue import queue_of
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("standin")]
 

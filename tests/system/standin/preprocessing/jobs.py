@@ -8,10 +8,9 @@ import os
 import signal
 import time
 
+from shared import faults
 from shared.artifacts import publish, stage
 from shared.attempt import attempt
-
-from shared import faults
 
 
 def run(job_id: str):

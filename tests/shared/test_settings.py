@@ -1,0 +1,28 @@
+"""The environment is read once, and a bad value stops the process with its name."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from shared.settings import DESCRIPTIONS, Settings, SettingsError, load
+
+
+def test_defaults_stand_where_nothing_or_an_empty_string_is_set():
+    assert load({}) == Settings() == load({"PORT": "", "DEVICE": ""})
+
+
+def test_values_are_read_as_their_type():
+    settings = load({"PORT": "9000", "ARTIFACTS": "/data", "REFRESH_S": "0.5", "DEVICE": "cpu"})
+    assert (settings.port, settings.artifacts, settings.refresh_s, settings.device) == (9000, Path("/data"), 0.5, "cpu")
+
+
+@pytest.mark.parametrize(("env", "says"), [({"PORT": "http"}, "PORT='http' is not a valid int"),
+                                           ({"DEVICE": "tpu"}, "expected gpu or cpu")])
+def test_a_bad_value_stops_with_its_name(env, says):
+    with pytest.raises(SettingsError, match=says):
+        load(env)
+
+
+def test_every_setting_is_described():
+    assert set(DESCRIPTIONS) == {f.name for f in dataclasses.fields(Settings)}
