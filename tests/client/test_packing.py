@@ -2,6 +2,7 @@ import io
 import tarfile
 
 import pytest
+
 from lanner import LannerError
 from lanner.naming import name_of
 from lanner.packing import pack

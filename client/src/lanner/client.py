@@ -131,14 +131,18 @@ class Client:
         """Point an alias at a Variant of a version."""
         return self._call("PUT", f"/v1/models/{name}/aliases/{alias}", json={"version": version, "variant": variant})
 
-    def predict(self, name: str, images: Image | Sequence[Image]) -> Json:
-        """Label images with the production Variant of a Name (`cifar10`) or another alias (`cifar10@candidate`).
+    def predict(self, name: str, images: Image | Sequence[Image], *, alias: str = "production", version: int = 0,
+                variant: str = "", top_k: int = 0) -> Json:
+        """Label images with the Variant that an alias of a Name points at, or that of a version, or a named Variant.
 
         images: one or several, each a path or the bytes of an encoded image.
+        Returns {model, version, variant, digest, device, predictions: [{top: [{label, index, probability}]}]}.
         """
         many = [images] if isinstance(images, (bytes, str, Path)) else list(images)
         files = [("image", (_filename(i), i if isinstance(i, bytes) else Path(i).read_bytes())) for i in many]
-        return self._call("POST", f"/v1/models/{name}/predict", files=files)
+        choice = {"alias": alias, "version": version, "variant": variant, "top_k": top_k}
+        params = {k: v for k, v in choice.items() if v}
+        return self._call("POST", f"/v1/models/{name}/predict", files=files, params=params)
 
     def ready(self) -> bool:
         """Whether the API has a model to serve."""

@@ -1,0 +1,111 @@
+"""The command `lanner`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lanner import pipeline, tables
+from lanner.client import Client, Json
+from lanner.errors import LannerError
+from lanner.progress import upload_bar, watch
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="", help="what clients call the model; by default what the dataset is called")
+    parser.add_argument("--recipe", default="", help="small, seed-cnn, ...; the server's default when left out")
+    parser.add_argument("--epochs", type=int, default=0, help="0: as the recipe says")
+    parser.add_argument("--size", type=int, default=0, help="pixels a side, 32 to 256; 0: chosen from the images")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def training_options(args: argparse.Namespace) -> dict[str, Json]:
+    """What `add_training_options` read, as the stages of a pipeline; what was left out stays with the server."""
+    train = {"recipe": args.recipe, "epochs": args.epochs, "seed": args.seed}
+    preprocess = {"size": args.size, "seed": args.seed}
+    return {"train": {k: v for k, v in train.items() if v}, "preprocess": {k: v for k, v in preprocess.items() if v}}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lanner", description="From a folder of images to a fast endpoint.")
+    parser.add_argument("--url", default=os.environ.get("LANNER_URL", "http://127.0.0.1:8000"),
+                        help="where Lanner answers (LANNER_URL)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    upload = commands.add_parser("upload", help="send a folder, zip or tar")
+    upload.add_argument("path", type=Path)
+    train = commands.add_parser("train", help="prepare, train, optimize and serve a dataset")
+    train.add_argument("source", help="a folder, zip or tar, or cifar10, upload:ID, import:NAME")
+    add_training_options(train)
+    commands.add_parser("jobs", help="the latest jobs")
+    for name, text in (("job", "follow a job to its end"), ("cancel", "cancel a job")):
+        commands.add_parser(name, help=text).add_argument("id")
+    commands.add_parser("models", help="names, versions and aliases")
+    commands.add_parser("card", help="the release card of a model").add_argument("model", help="a model id, or a name")
+    promote = commands.add_parser("promote", help="point an alias at a variant of a version")
+    promote.add_argument("name")
+    promote.add_argument("version", type=int)
+    promote.add_argument("variant")
+    promote.add_argument("--alias", default="production")
+    predict = commands.add_parser("predict", help="label images")
+    predict.add_argument("name")
+    predict.add_argument("image", nargs="+", type=Path)
+    return parser
+
+
+def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
+    match args.command:
+        case "upload":
+            with upload_bar(console, args.path.name) as progress:
+                console.print(client.upload(args.path, progress)["source"])
+        case "train":
+            accepted = pipeline.submit(client, args.source, console, name=args.name, **training_options(args))
+            console.print(f"pipeline {accepted['pipeline']} makes {accepted['name']}")
+            watch(client, accepted["jobs"], console)
+            console.print(tables.card(client.card(accepted["model_id"])))
+        case "jobs":
+            console.print(tables.jobs(client.jobs()))
+        case "job":
+            watch(client, {client.job(args.id)["kind"]: args.id}, console)
+        case "cancel":
+            client.cancel(args.id)
+            watch_until_cancelled(client, args.id, console)
+        case "models":
+            console.print(tables.models(client.models()))
+        case "card":
+            console.print(tables.card(client.card(model_id(client, args.model))))
+        case "promote":
+            moved = client.promote(args.name, args.version, args.variant, args.alias)
+            console.print(f"{args.name}@{args.alias} is {moved['variant']} of version {moved['version']}")
+        case "predict":
+            answer = client.predict(args.name, args.image)
+            console.print(tables.predictions(answer, [str(i) for i in args.image]))
+
+
+def watch_until_cancelled(client: Client, job_id: str, console: Console) -> None:
+    *_, last = client.follow(job_id)
+    console.print(f"{job_id} {last['state']}")
+
+
+def model_id(client: Client, text: str) -> str:
+    """The model that a Name's production alias points at, or the id itself."""
+    try:
+        return str(client.model(text)["aliases"]["production"]["model"])
+    except (KeyError, LannerError):
+        return text
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    try:
+        with Client(args.url) as client:
+            execute(args, client, Console(highlight=False))
+    except LannerError as e:
+        sys.exit(f"lanner: {e} [{e.code}]")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The client against a small real HTTP server that answers what a test tells it to."""
+
+import hashlib
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from rich.console import Console
+
+from lanner import Client, LannerError
+from lanner.demo import digits
+from lanner.progress import describe, eta, watch
+
+
+class Answering(ThreadingHTTPServer):
+    """`answers` maps "METHOD /path" or "*" to (status, JSON), a list of them or a function of the body."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers, self.got = {}, []
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def answer(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.got.append((f"{self.command} {self.path}", body, self.headers))
+        planned = self.server.answers.get(f"{self.command} {self.path.partition('?')[0]}") or self.server.answers["*"]
+        if isinstance(planned, list):
+            planned = planned.pop(0) if len(planned) > 1 else planned[0]
+        status, value = planned(body) if callable(planned) else planned
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_POST = answer
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    made = Answering()
+    thread = threading.Thread(target=made.serve_forever)
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.fixture
+def client(server):
+    with Client(server.url) as made:
+        yield made
+
+
+def job(state, kind="train", **fields):
+    return {"id": "j-1", "kind": kind, "state": state, "progress": None, "error": None, **fields}
+
+
+def test_an_upload_tells_its_progress_and_gives_the_word_for_a_pipeline(server, client, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(b"x" * 3000)
+    server.answers["*"] = lambda body: (201, {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)})
+    told = []
+    answer = client.upload(tmp_path / "a", lambda sent, total: told.append((sent, total)))
+    path, body, headers = server.got[0]
+    assert path == f"PUT /v1/uploads/{answer['id']}?filename=a"
+    assert answer["source"] == f"upload:{answer['id']}"
+    assert told[-1] == (len(body), len(body))
+    assert headers["Content-Type"] == "application/x-tar"
+
+
+def test_an_upload_that_arrives_with_other_bytes_is_an_error(server, client, tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"zip")
+    server.answers["*"] = (201, {"sha256": "0" * 64, "size": 3})
+    with pytest.raises(LannerError, match="other bytes"):
+        client.upload(tmp_path / "a.zip")
+
+
+def test_an_error_of_the_server_keeps_its_code_message_and_status(server, client):
+    server.answers["GET /v1/jobs/j-9"] = (404, {"error": {"code": "not_found", "message": "job j-9 does not exist"}})
+    with pytest.raises(LannerError, match="job j-9 does not exist") as e:
+        client.job("j-9")
+    assert (e.value.code, e.value.status) == ("not_found", 404)
+
+
+def test_another_server_and_none_are_told_apart(server, client):
+    server.answers["GET /v1/models"] = (200, b"<html>")
+    with pytest.raises(LannerError, match="is .* Lanner") as e:
+        client.models()
+    assert e.value.code == "not_lanner"
+    with Client("http://127.0.0.1:9") as nobody, pytest.raises(LannerError, match="is Lanner up") as e:
+        nobody.models()
+    assert e.value.code == "no_answer"
+
+
+def test_follow_gives_every_change_once_and_looks_past_a_restart(server, client):
+    server.answers["GET /v1/jobs/j-1"] = [
+        (200, job("queued")), (200, job("queued")), (503, {"error": {"code": "busy", "message": "later"}}),
+        (200, job("running")), (200, job("succeeded"))]
+    assert [j["state"] for j in client.follow("j-1", every_s=0.01)] == ["queued", "running", "succeeded"]
+
+
+def test_follow_ends_at_once_at_a_job_that_does_not_exist(server, client):
+    server.answers["GET /v1/jobs/j-1"] = (404, {"error": {"code": "not_found", "message": "no"}})
+    with pytest.raises(LannerError, match="no"):
+        list(client.follow("j-1", every_s=0.01))
+
+
+def test_a_prediction_sends_paths_and_bytes_as_a_form(server, client, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"A!")
+    server.answers["POST /v1/models/flowers/predict"] = (200, {"predictions": []})
+    client.predict("flowers", [tmp_path / "a.png", b"B!"], alias="candidate", top_k=2)
+    path, body, headers = server.got[0]
+    assert path == "POST /v1/models/flowers/predict?alias=candidate&top_k=2"
+    assert headers["Content-Type"].startswith("multipart/form-data")
+    assert b'filename="a.png"' in body
+    assert b"A!" in body
+    assert b"B!" in body
+
+
+def test_watch_prints_plain_lines_without_a_terminal(server, client):
+    progress = {"stage": "epoch", "step": 3, "of": 12, "percent": 25.0, "eta_s": 75.2,
+                "metrics": {"val_accuracy": 0.51234}}
+    server.answers["GET /v1/jobs/j-1"] = [(200, job("running", progress=progress)), (200, job("succeeded"))]
+    out = io.StringIO()
+    assert watch(client, {"train": "j-1"}, Console(file=out, width=120))["train"]["state"] == "succeeded"
+    assert out.getvalue() == ("train: 25 %  epoch 3/12  val_accuracy 0.5123  ETA 1:15\ntrain: 100 %  succeeded\n")
+
+
+def test_watch_draws_bars_on_a_terminal(server, client):
+    progress = {"stage": "epoch", "step": 3, "of": 12, "percent": 25.0, "eta_s": 75.2, "metrics": {}}
+    server.answers["GET /v1/jobs/j-1"] = [(200, job("running", progress=progress)), (200, job("succeeded"))]
+    out = io.StringIO()
+    watch(client, {"train": "j-1"}, Console(file=out, width=120, force_terminal=True))
+    assert "epoch 3/12" in out.getvalue()
+    assert "━" in out.getvalue()
+
+
+def test_watch_raises_the_error_of_a_failed_job(server, client):
+    error = {"code": "too_few_classes", "message": "found one class, expected at least two"}
+    server.answers["GET /v1/jobs/j-1"] = (200, job("failed", error=error))
+    with pytest.raises(LannerError, match="preprocess failed: found one class") as e:
+        watch(client, {"preprocess": "j-1"}, Console(file=io.StringIO()))
+    assert e.value.code == "too_few_classes"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, ""), (0, "0:00"), (75.4, "1:15"), (3725, "1:02:05")])
+def test_eta_is_written_as_a_clock_would(seconds, text):
+    assert eta(seconds) == text
+
+
+def test_a_job_without_progress_is_described_by_its_state():
+    assert describe(job("waiting")) == (0.0, "", "waiting")
+    assert describe(job("succeeded")) == (100.0, "", "succeeded")
+
+
+def test_the_digits_are_ten_folders_of_grey_images(tmp_path):
+    from PIL import Image
+
+    digits(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == list("0123456789")
+    images = list(tmp_path.glob("*/*.png"))
+    assert len(images) == 1797
+    with Image.open(images[0]) as image:
+        assert (image.mode, image.size) == ("L", (8, 8))
