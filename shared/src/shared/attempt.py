@@ -16,7 +16,7 @@ from typing import Any
 from rq import get_current_job
 from rq.timeouts import JobTimeoutException
 
-from shared import faults
+from shared import faults, gpu
 from shared.artifacts import open_artifact
 from shared.errors import Damaged, LannerError, NotFound, Refused
 from shared.ledger import Ledger
@@ -64,6 +64,11 @@ class Attempt:
             raise Cancelled
         if _stop["asked"]:
             raise Stopped
+
+    def wait_for_gpu(self) -> None:
+        """Show that the job waits for a GPU, and leave if it should."""
+        self.check()
+        self._ledger.live(self.job_id, state="waiting", progress=json.dumps({"stage": "waiting for a GPU"}))
 
     def report(self, stage: str, step: float, of: float, **metrics: float | str) -> None:
         """Show progress: `step` of `of` of a named stage, with the latest metrics. Told at most 5 times a second."""
@@ -121,7 +126,11 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
         result = _published(ctx.root, job.target)
         if result is None:
             ctx.work.mkdir(parents=True, exist_ok=True)
-            result = body(job, ctx)
+            if ctx.settings.device == "gpu":
+                with gpu.lease(ctx.root, ctx.wait_for_gpu):
+                    result = body(job, ctx)
+            else:
+                result = body(job, ctx)
         faults.point("before-record-ends")
         ledger.end(job_id, "succeeded", result=result)
     except Stopped:

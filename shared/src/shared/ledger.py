@@ -190,7 +190,7 @@ class Ledger:
         if end:
             return str(end["state"])
         state = self.read_live(job_id).get("state", "")
-        if state in ("running", "queued"):
+        if state in ("waiting", "running", "queued"):
             return state
         parent = self.request(job_id).parent
         return "waiting" if parent and self.state(parent) != "succeeded" else "queued"

@@ -13,6 +13,7 @@ from contextlib import suppress
 from rq import Worker
 from rq.serializers import JSONSerializer
 
+from shared import gpu
 from shared.attempt import ask_stop
 from shared.queue import SafeJob, connect, queue_of
 from shared.settings import load
@@ -36,6 +37,10 @@ def main(service: str) -> None:
     settings = load()
     os.environ.setdefault("RAPIDS_NO_INITIALIZE", "1")
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log = logging.getLogger("lanner.worker")
+    if settings.device == "gpu":
+        for card in gpu.check():
+            log.info("%s, %d MiB, capability %s, driver %s", card.name, card.memory_mib, card.capability, card.driver)
     redis = connect(settings)
     worker = LannerWorker(
         [queue_of(service, redis)], connection=redis, serializer=JSONSerializer, job_class=SafeJob,

@@ -1,0 +1,99 @@
+"""Leases and the start-up check, with a stand-in `nvidia-smi` on the PATH; real GPUs have their own tests."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from shared import gpu
+from shared.errors import Refused
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """Put an nvidia-smi on the PATH that prints the given rows."""
+    def put(*rows):
+        script = tmp_path / "bin" / "nvidia-smi"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(rows) + "\nEND\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return put
+
+
+A = "GPU-a, NVIDIA H100 80GB HBM3, 580.65.06, 81559, 9.0"
+B = "GPU-b, NVIDIA H100 80GB HBM3, 580.65.06, 81559, 9.0"
+
+
+def test_the_hosts_gpus_are_read_from_the_driver(smi):
+    smi(A, B)
+    assert gpu.check() == gpu.find()
+    assert gpu.find()[1] == gpu.Gpu("GPU-b", "NVIDIA H100 80GB HBM3", "580.65.06", 81559, "9.0")
+
+
+def test_cuda_visible_devices_narrows_them(smi, monkeypatch):
+    smi(A, B)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert [g.uuid for g in gpu.find()] == ["GPU-b"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+    assert [g.uuid for g in gpu.find()] == ["GPU-a"]
+
+
+def test_an_old_driver_and_no_gpu_are_refused_with_the_remedy(smi):
+    smi("GPU-a, Tesla V100, 470.57.02, 16160, 7.0")
+    with pytest.raises(SystemExit, match="driver 470.57.02 is too old, CUDA 12 needs at least 525.60.13"):
+        gpu.check()
+    smi()
+    with pytest.raises(SystemExit, match="or set DEVICE=cpu"):
+        gpu.check()
+
+
+def test_no_gpu_refuses_the_job(smi, root):
+    smi()
+    with pytest.raises(Refused, match="none is visible"), gpu.lease(root, lambda: None):
+        pass
+
+
+def test_two_leases_take_two_gpus_and_a_third_waits(smi, root, monkeypatch):
+    smi(A, B)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+
+    class GaveUp(Exception):
+        pass
+
+    def give_up():
+        raise GaveUp
+
+    with gpu.lease(root, give_up) as first:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == first.uuid == "GPU-a"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        with gpu.lease(root, give_up) as second:
+            assert second.uuid == "GPU-b"
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+            with pytest.raises(GaveUp), gpu.lease(root, give_up):
+                pass
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        with gpu.lease(root, give_up) as third:
+            assert third.uuid == "GPU-b"
+
+
+def test_a_killed_holders_lease_is_free_again(smi, root):
+    smi(A)
+    code = ("import time; from pathlib import Path; from shared import gpu\n"
+            f"with gpu.lease(Path({str(root)!r}), lambda: None):\n    print('held', flush=True); time.sleep(60)")
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    waited = []
+
+    def waiting():
+        waited.append(time.monotonic())
+        holder.kill()
+
+    with gpu.lease(root, waiting) as mine:
+        assert mine.uuid == "GPU-a"
+    assert waited
+    holder.wait()
+    holder.stdout.close()
