@@ -1,0 +1,67 @@
+"""The factory: settings in, a Flask app out. granian calls `from_environment`."""
+
+import ctypes
+import logging
+import signal
+
+from flask import Flask, Response, request
+
+from inference import catalogue, errors, events, health, jobs, page, pipelines, predict, uploads
+from inference.body import Intake
+from inference.context import Api, api
+from inference.loaded import LoadedModels
+from inference.metrics import Jobs, Meters
+from inference.patience import impatient
+from shared.ledger import Ledger
+from shared.settings import Settings, load
+
+PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def create_app(settings: Settings) -> Flask:
+    """The API. It starts following the aliases; `app.extensions["lanner"].loaded.close()` ends that."""
+    app = Flask(__name__)
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    meters = Meters()
+    redis = impatient(settings)
+    ledger = Ledger(settings.artifacts, redis)
+    meters.registry.register(Jobs(ledger))
+    loaded = LoadedModels(settings.artifacts, meters, max(1, settings.cpu_threads), settings.refresh_s)
+    intake = Intake(memory=8 * settings.request_limit_mib << 20)
+    app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake)
+    errors.register(app)
+    for part in (catalogue, events, health, jobs, page, pipelines, predict, uploads):
+        app.register_blueprint(part.bp)
+    app.before_request(_refuse_other_sites)
+    app.after_request(_safe_headers)
+    app.after_request(_count)
+    return app
+
+
+def from_environment() -> Flask:
+    """In granian's worker process: end when the process that started it ends, whatever ended that."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    settings = load()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    return create_app(settings)
+
+
+def _refuse_other_sites() -> Response | None:
+    """A page of another site may not use a browser that can reach this API."""
+    if request.method not in ("GET", "HEAD", "OPTIONS") and request.headers.get("Sec-Fetch-Site") == "cross-site":
+        return errors.answer(403, "cross_site", "requests from pages of other sites are refused")
+    return None
+
+
+def _safe_headers(response: Response) -> Response:
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
+    return response
+
+
+def _count(response: Response) -> Response:
+    route = request.url_rule.rule if request.url_rule else "none"
+    api().meters.requests.labels(request.method, route, response.status_code).inc()
+    return response

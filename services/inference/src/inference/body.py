@@ -1,0 +1,107 @@
+"""Request bodies: read in pieces, within limits, and never taken for whole when they are not."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flask import request
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+
+from shared.errors import Refused, Unavailable
+
+PIECE = 1 << 20
+JSON_LIMIT = 1 << 20
+BODY_SLOTS = 256  # requests that may be sending a body at one time; each holds a thread until its client is done
+
+
+class Intake:
+    """Bounds what clients can hold: how many send a body at once, and the memory of the bodies still arriving."""
+
+    def __init__(self, memory: int, slots: int = BODY_SLOTS):
+        self._free = memory
+        self._slots = slots
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Raises Unavailable when every slot is taken."""
+        with self._lock:
+            if self._slots == 0:
+                raise Unavailable("too many requests are sending a body at this moment", "busy")
+            self._slots -= 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._slots += 1
+
+    def take(self, size: int) -> None:
+        """Raises Unavailable when the memory for bodies is used up."""
+        with self._lock:
+            if self._free < size:
+                raise Unavailable("the requests arriving at this moment fill the memory set aside for them", "busy")
+            self._free -= size
+
+    def give(self, size: int) -> None:
+        with self._lock:
+            self._free += size
+
+
+def pieces(intake: Intake, limit: int) -> Iterator[bytes]:
+    """The body of the current request in pieces of at most 1 MiB.
+
+    Raises:
+        RequestEntityTooLarge: it has, or (at once) says that it has, more than `limit` bytes.
+        Refused: it ended before its Content-Length. granian shows a lost client as the end of the body.
+        Unavailable: too many bodies arrive at once.
+    """
+    declared = request.content_length
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedMediaType("compressed bodies are not accepted: send it without Content-Encoding")
+    if declared is not None and declared > limit:
+        raise RequestEntityTooLarge(f"the body has {declared} bytes, at most {limit} are accepted")
+    return _stream(intake, limit, declared)
+
+
+def _stream(intake: Intake, limit: int, declared: int | None) -> Iterator[bytes]:
+    got = 0
+    with intake.slot():
+        while piece := request.stream.read(PIECE):
+            got += len(piece)
+            if got > limit:
+                raise RequestEntityTooLarge(f"the body has more than the {limit} bytes that are accepted")
+            yield piece
+    if declared is not None and got != declared:
+        raise Refused(f"the body ended after {got} bytes, its Content-Length is {declared}: send it again", "malformed")
+
+
+def read(intake: Intake, limit: int) -> bytes:
+    """The whole body of the current request; raises as `pieces` does."""
+    body = bytearray()
+    try:
+        for piece in pieces(intake, limit):
+            intake.take(len(piece))
+            body += piece
+    finally:
+        intake.give(len(body))
+    return bytes(body)
+
+
+def read_json(intake: Intake, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The body as a JSON object.
+
+    Raises, beside what `pieces` does:
+        UnsupportedMediaType: it is not sent as application/json. A form of another site can't send that unasked.
+        Refused: it is not JSON, or not an object.
+    """
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType(f"Content-Type is {request.mimetype or 'missing'}: expected application/json")
+    try:
+        value = json.loads(read(intake, limit))
+    except (ValueError, RecursionError) as e:
+        raise Refused(f"the body is not JSON: {e}", "malformed") from None
+    if not isinstance(value, dict):
+        raise Refused(f"the body is a JSON {type(value).__name__}, expected an object", "malformed")
+    return value

@@ -1,0 +1,27 @@
+"""What the routes share, made once by the factory."""
+
+from dataclasses import dataclass
+
+from flask import current_app
+from redis import Redis
+
+from inference.body import Intake
+from inference.loaded import LoadedModels
+from inference.metrics import Meters
+from shared.ledger import Ledger
+from shared.settings import Settings
+
+
+@dataclass(frozen=True)
+class Api:
+    settings: Settings
+    redis: "Redis"
+    ledger: Ledger
+    loaded: LoadedModels
+    meters: Meters
+    intake: Intake
+
+
+def api() -> Api:
+    context: Api = current_app.extensions["lanner"]
+    return context

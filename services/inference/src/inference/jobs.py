@@ -1,0 +1,73 @@
+"""/v1/jobs: one stage, what became of it, its events, and its end on request."""
+
+import logging
+from itertools import islice
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from inference.body import read_json
+from inference.context import api
+from inference.submit import STAGES, submit_job
+from shared.errors import Conflict, LannerError, Refused
+from shared.ledger import TERMINAL, Ledger, Request
+from shared.queue import nudge
+
+bp = Blueprint("jobs", __name__)
+log = logging.getLogger("lanner.api")
+STATES = ("waiting", "queued", "running", *TERMINAL)
+
+
+@bp.post("/v1/jobs")
+def post() -> tuple[Response, int]:
+    context = api()
+    accepted, new = submit_job(context.ledger, context.settings.artifacts, read_json(context.intake),
+                               request.headers.get("Idempotency-Key", ""))
+    links = {"job": f"/v1/jobs/{accepted.id}", "events": f"/v1/jobs/{accepted.id}/events"}
+    return jsonify({**context.ledger.view(accepted.id), "links": links}), 202 if new else 200
+
+
+@bp.get("/v1/jobs")
+def index() -> Response:
+    ledger, state, kind = api().ledger, request.args.get("state"), request.args.get("kind")
+    if state not in (None, *STATES) or kind not in (None, *STAGES):
+        raise Refused(f"state is one of {', '.join(STATES)}; kind is one of {', '.join(STAGES)}", "bad_request")
+    found = (accepted.id for accepted in recent(ledger)
+             if (kind is None or accepted.kind == kind) and (state is None or ledger.state(accepted.id) == state))
+    return jsonify(jobs=[ledger.view(job_id) for job_id in islice(found, limit_of())])
+
+
+@bp.get("/v1/jobs/<job_id>")
+def get(job_id: str) -> Response:
+    return jsonify(api().ledger.view(job_id))
+
+
+@bp.post("/v1/jobs/<job_id>/cancel")
+def cancel(job_id: str) -> tuple[Response, int]:
+    ledger = api().ledger
+    ledger.request(job_id)
+    end: dict[str, Any] | None = ledger.ended(job_id)
+    if end:
+        raise Conflict(f"job {job_id} has {end['state']} already", "already_ended")
+    ledger.ask_cancel(job_id)
+    nudge(ledger.redis)
+    return jsonify(ledger.view(job_id)), 202
+
+
+def recent(ledger: Ledger) -> list[Request]:
+    """Every accepted job, the latest first; a record that can't be read is logged and left out."""
+    found = []
+    for job_id in ledger.ids():
+        try:
+            found.append(ledger.request(job_id))
+        except LannerError as e:
+            log.error("jobs/%s: %s", job_id, e)
+    return sorted(found, key=lambda r: r.accepted_at, reverse=True)
+
+
+def limit_of() -> int:
+    """?limit= of a list, 50 by default. Raises Refused."""
+    text = request.args.get("limit", "50")
+    if not (text.isascii() and text.isdigit() and 1 <= len(text) <= 3 and 1 <= int(text) <= 500):
+        raise Refused(f"limit is {text!r}, expected 1 to 500", "bad_request")
+    return int(text)

@@ -1,0 +1,159 @@
+"""What answers for a Name: a watcher follows the aliases, requests read where they point."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inference.memory import Loaded, Memory
+from inference.metrics import Meters
+from shared import artifacts
+from shared.errors import Damaged, LannerError, NotFound, Refused, Unavailable
+
+log = logging.getLogger("lanner.loaded")
+RETRY_S, RETRY_MOST_S = 10.0, 600.0  # a refused Variant is tried again after these, doubling
+Place = tuple[str, str]  # Name, alias
+
+
+@dataclass(frozen=True)
+class Served:
+    """An alias as it was read, or an explicit version, with the Variant in memory."""
+
+    version: int
+    loaded: Loaded
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    record: dict[str, Any]
+    reason: str
+    tries: int
+    retry_at: float
+
+
+class LoadedModels:
+    """Safe to share among threads. Requests read without a lock; a move swaps one reference."""
+
+    def __init__(self, root: Path, meters: Meters, threads: int, refresh_s: float):
+        self._root, self._refresh_s = root, refresh_s
+        self._memory = Memory(root, meters, threads)
+        self._aliases: dict[Place, Served] = {}  # replaced whole, never changed
+        self._refused: dict[Place, Refusal] = {}  # likewise; both by the watcher alone
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="alias watcher", daemon=True)
+        self._watcher.start()
+
+    def resolve(self, name: str, alias: str, version: int | None = None, variant: str | None = None) -> Served:
+        """What answers for a Name: where the alias points, or an explicit version, variant or both.
+
+        Raises:
+            NotFound: no such Name, alias, version or Variant.
+            Refused: `version` alone, which lacks the Variant that the alias names.
+            Unavailable: the alias's Variant is not loaded yet, or was refused and there was none before it.
+            Damaged: the Variant asked for is not what was published.
+        """
+        pointed = self._aliases.get((name, alias))
+        if pointed is None and version is None:
+            raise self._absent(name, alias)
+        if pointed and version is None and variant is None:
+            return pointed
+        known = artifacts.versions(self._root, name)
+        version = version if version is not None else pointed.version if pointed else 0
+        if version not in known:
+            raise NotFound(f"{name} has no version {version}: it has {sorted(known) or 'none'}")
+        published = artifacts.list_ids(self._root, f"variants/{known[version]}")
+        if variant is None and pointed and pointed.loaded.variant in published:
+            variant = pointed.loaded.variant
+        if variant is None:
+            raise Refused(f"version {version} of {name} needs ?variant=, one of {', '.join(published)}", "no_variant")
+        if variant not in published:
+            raise NotFound(f"version {version} of {name} has no {variant}: it has {', '.join(published) or 'none'}")
+        return Served(version, self._memory.get((known[version], variant)), {})
+
+    def state(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(serving, refused): what /readyz lists."""
+        serving = [{"name": name, "alias": alias, "version": s.version, "model_id": s.loaded.model,
+                    "variant": s.loaded.variant, "digest": s.loaded.digest, "device": s.loaded.device}
+                   for (name, alias), s in sorted(self._aliases.items())]
+        refused = [{"name": name, "alias": alias, "version": r.record.get("version"),
+                    "variant": r.record.get("variant"), "reason": r.reason}
+                   for (name, alias), r in sorted(self._refused.items())]
+        return serving, refused
+
+    def wake(self) -> None:
+        """Look at the aliases now instead of at the next turn."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stop following, answer what is waiting, close every Session."""
+        self._stop.set()
+        self._wake.set()
+        self._watcher.join()
+        self._memory.close()
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                self._look()
+            except Exception:  # the watcher outlives whatever a file system or a runtime raises
+                log.exception("looking at the aliases failed")
+            self._wake.wait(self._refresh_s)
+
+    def _look(self) -> None:
+        """Load what is new beside what serves, swap, drain the old."""
+        for name in artifacts.names(self._root):
+            try:
+                found = artifacts.aliases(self._root, name)
+            except LannerError as e:
+                self._refuse((name, ""), {}, e)
+                continue
+            self._refused = {place: r for place, r in self._refused.items() if place != (name, "")}
+            for alias, record in found.items():
+                if self._is_news((name, alias), record):
+                    self._follow((name, alias), record)
+
+    def _is_news(self, place: Place, record: dict[str, Any]) -> bool:
+        pointed, refusal = self._aliases.get(place), self._refused.get(place)
+        if pointed and pointed.record == record:
+            return False
+        return not (refusal and refusal.record == record and time.monotonic() < refusal.retry_at)
+
+    def _follow(self, place: Place, record: dict[str, Any]) -> None:
+        try:
+            with self._memory.loading:
+                loaded = self._memory.get((record["model"], record["variant"]))
+                if loaded.digest != record["manifest_sha256"]:
+                    raise Damaged(f"{record['variant']} of {record['model']} has manifest {loaded.digest}, "
+                                  f"the alias was given to {record['manifest_sha256']}")
+                self._aliases = {**self._aliases, place: Served(record["version"], loaded, record)}
+                self._memory.pin((s.loaded.model, s.loaded.variant) for s in self._aliases.values())
+        except Exception as e:  # the boundary: whatever is wrong with the new one, the old one goes on
+            self._refuse(place, record, e)
+            return
+        self._refused = {other: r for other, r in self._refused.items() if other != place}
+        log.info("%s@%s is version %s, %s on %s", *place, record["version"], loaded.variant, loaded.device)
+
+    def _refuse(self, place: Place, record: dict[str, Any], error: Exception) -> None:
+        reason = str(error) if isinstance(error, LannerError) else f"{type(error).__name__}: {error}"
+        before = self._refused.get(place)
+        tries = before.tries + 1 if before and before.record == record else 1
+        pause = min(RETRY_S * 2 ** (tries - 1), RETRY_MOST_S)
+        self._refused = {**self._refused, place: Refusal(record, reason, tries, time.monotonic() + pause)}
+        if tries == 1:
+            log.error("%s@%s is refused, what served before goes on: %s", *place, reason)
+
+    def _absent(self, name: str, alias: str) -> LannerError:
+        refusal = self._refused.get((name, alias)) or self._refused.get((name, ""))
+        if refusal:
+            return Unavailable(f"{name}@{alias} is refused: {refusal.reason}", "model_refused")
+        known = artifacts.aliases(self._root, name)
+        if alias in known:
+            self.wake()
+            return Unavailable(f"{name}@{alias} is being loaded", "loading")
+        if artifacts.versions(self._root, name):
+            return NotFound(f"{name} has no alias {alias}: it has {', '.join(known) or 'none yet'}")
+        return NotFound(f"model {name} does not exist: GET /v1/models lists those that do")

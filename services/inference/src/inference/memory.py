@@ -1,0 +1,95 @@
+"""The Variants in memory: opened once, verified and warmed, closed when nothing needs them."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inference.metrics import Meters
+from inference.predictor import MAX_BATCH, Predictor
+from shared import artifacts
+from shared.datasets import Spec
+from shared.runtimes import open_session
+
+KEPT = 4  # Variants kept beside the pinned ones, the latest asked for
+Key = tuple[str, str]  # model id, variant
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A Variant that answers. `digest` is the SHA-256 of its manifest."""
+
+    model: str
+    variant: str
+    digest: str
+    spec: Spec
+    device: str
+    predictor: Predictor
+
+
+class Memory:
+    """Safe to share among threads. `loading` is held while one loads (loading is the peak of memory) or retires."""
+
+    def __init__(self, root: Path, meters: Meters, threads: int):
+        self._root, self._meters, self._threads = root, meters, threads
+        self._loaded: dict[Key, Loaded] = {}
+        self._asked: OrderedDict[Key, None] = OrderedDict()
+        self._pinned: frozenset[Key] = frozenset()
+        self.loading = threading.RLock()
+
+    def get(self, key: Key) -> Loaded:
+        """The Variant, loaded now if it is not in memory.
+
+        Raises:
+            NotFound: it is not published.
+            Damaged: its bytes, or its answers to the golden batch, are not those that were published.
+        """
+        loaded = self._loaded.get(key)
+        if loaded and key in self._pinned:
+            return loaded
+        with self.loading:
+            if key not in self._loaded:
+                self._loaded[key] = self._open(*key)
+            self._asked[key] = None
+            self._asked.move_to_end(key)
+            self._retire()
+            return self._loaded[key]
+
+    def pin(self, keys: Iterable[Key]) -> None:
+        """Keep these until the next call; one that was pinned before is drained and closed."""
+        with self.loading:
+            now = frozenset(keys)
+            for key in now | self._pinned:
+                self._asked.pop(key, None)
+            self._pinned = now
+            self._retire()
+
+    def close(self) -> None:
+        """Answer what is waiting, then close every Session."""
+        with self.loading:
+            for loaded in self._loaded.values():
+                loaded.predictor.close(wait=True)
+
+    def _retire(self) -> None:
+        asked = [key for key in self._asked if key not in self._pinned]
+        keep = self._pinned | set(asked[-KEPT:])
+        for key in [key for key in self._loaded if key not in keep]:
+            self._loaded.pop(key).predictor.close()
+            self._asked.pop(key, None)
+        self._meters.loaded.set(len(self._loaded))
+
+    def _open(self, model: str, variant: str) -> Loaded:
+        session, manifest = open_session(self._root, model, variant, self._threads)
+        try:
+            digest = artifacts.manifest_digest(self._root, f"variants/{model}/{variant}")
+            spec = Spec.of(manifest)
+            for size in (1, MAX_BATCH):  # warm: the first run of a shape is the slow one
+                session.run(np.zeros((size, spec.size, spec.size, 3), np.uint8))
+        except BaseException:
+            session.close()
+            raise
+        predictor = Predictor(session, self._meters, f"{model} {variant}")
+        return Loaded(model, variant, digest, spec, getattr(session, "device", "cpu"), predictor)

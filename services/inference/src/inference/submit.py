@@ -1,0 +1,179 @@
+"""Accepting jobs: mint the ids, write the records, put the first on its queue. Files first, Redis second.
+
+Redis is asked before anything is written, so a queue that is down is told to the client and leaves no record. Once a
+record stands the job is accepted: should the delivery be lost after that, the keeper delivers it.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis import RedisError
+
+from inference.uploads import find_upload
+from shared.artifacts import open_artifact
+from shared.errors import Conflict, NotFound, Refused
+from shared.jobs import ID, KINDS, check_id, new_id, parse
+from shared.ledger import Ledger, Request
+from shared.queue import deliver
+
+STAGES = tuple(KINDS)
+KEY_LIMIT = 255
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What was accepted; `jobs` in the order in which they run."""
+
+    id: str
+    jobs: dict[str, Request]
+    new: bool
+
+    @property
+    def dataset_id(self) -> str:
+        return str(self.jobs["train"].job.dataset_id)  # type: ignore[union-attr]
+
+    @property
+    def model_id(self) -> str:
+        return str(self.jobs["train"].job.model_id)  # type: ignore[union-attr]
+
+
+def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") -> Pipeline:
+    """Accept preprocess -> train -> optimize of one source. The same key with the same body is the same pipeline.
+
+    body: {source, name?, preprocess?: {...}, train?: {...}, optimize?: {...}}, the stages with fields of their jobs.
+
+    Raises:
+        Refused: a field is unknown, missing or out of range.
+        NotFound: the upload does not exist.
+        Conflict: the key stands for another body.
+        RedisError: the queue does not answer; nothing was accepted.
+    """
+    unknown = sorted(set(body) - {"source", "name", *STAGES})
+    if unknown:
+        raise Refused(f"a pipeline has no field {unknown[0]!r}: expected source, name, {', '.join(STAGES)}", "bad_job")
+    mint = _minter(key)
+    name, source = _name_and_source(root, body)
+    dataset_id, model_id = mint("d"), mint("m")
+    ids = {"preprocess": {"name": name, "source": source, "dataset_id": dataset_id},
+           "train": {"name": name, "dataset_id": dataset_id, "model_id": model_id},
+           "optimize": {"name": name, "model_id": model_id}}
+    jobs = {stage: parse(stage, {**_stage(body, stage, ids[stage]), **ids[stage]}) for stage in STAGES}
+    pipeline, requests, new, parent = mint("p"), {}, False, ""
+    _ask_queue(ledger, [mint("j", stage) for stage in STAGES])
+    for stage, job in jobs.items():
+        requests[stage], first = ledger.accept(mint("j", stage), job, parent=parent, pipeline=pipeline)
+        new, parent = new or first, requests[stage].id
+    _deliver(ledger, requests["preprocess"])
+    return Pipeline(pipeline, requests, new)
+
+
+def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") -> tuple[Request, bool]:
+    """Accept one stage: {kind, ...fields}. Ids that are absent are minted, the name is that of what it reads.
+
+    Returns the request and whether it is new. Raises as `submit_pipeline`, and
+        NotFound: the dataset or model does not exist and no job that still runs makes it.
+        Conflict: the dataset or model that it is to make exists.
+    """
+    fields = dict(body)
+    kind = fields.pop("kind", None)
+    if kind not in STAGES:
+        raise Refused(f"kind is {kind!r}, expected one of {', '.join(STAGES)}", "bad_job")
+    mint = _minter(key)
+    job_id, parent = mint("j"), None
+    match kind:
+        case "preprocess":
+            fields["name"], fields["source"] = _name_and_source(root, fields)
+            fields.setdefault("dataset_id", mint("d"))
+        case "train":
+            fields.setdefault("model_id", mint("m"))
+            parent = _maker(ledger, root, "datasets", fields.get("dataset_id"), fields)
+        case "optimize":
+            parent = _maker(ledger, root, "models", fields.get("model_id"), fields)
+    job = parse(kind, fields)
+    known = _ask_queue(ledger, [job_id])
+    if not known and job.target and (root / job.target).exists():
+        raise Conflict(f"{job.target} exists already: leave the id out and one is made", "id_taken")
+    before = ledger.request(job_id).parent if known else parent or ""
+    request, new = ledger.accept(job_id, job, parent=before)
+    if not request.parent:
+        _deliver(ledger, request)
+    return request, new
+
+
+def _minter(key: str) -> Callable[..., str]:
+    """mint(letter, stage='') -> id: random, or the same for the same key: a repeated request finds its records."""
+    if not key:
+        made: dict[tuple[str, str], str] = {}
+        return lambda letter, stage="": made.setdefault((letter, stage), new_id(letter))
+    if len(key) > KEY_LIMIT or not key.isprintable():
+        raise Refused(f"Idempotency-Key is not 1 to {KEY_LIMIT} printable characters", "malformed")
+    digest = hashlib.sha256(key.encode()).hexdigest()[:24]
+    return lambda letter, stage="": f"{letter}-{digest}" + (f"-{stage}" if stage else "")
+
+
+def _stage(body: dict[str, Any], stage: str, ids: dict[str, str]) -> dict[str, Any]:
+    fields = body.get(stage, {})
+    if not isinstance(fields, dict):
+        raise Refused(f"{stage} is {fields!r}, expected an object of fields", "bad_job")
+    taken = sorted(set(fields) & set(ids))
+    if taken:
+        raise Refused(f"{stage}.{taken[0]} is the pipeline's to give: set name and source beside the stages", "bad_job")
+    return fields
+
+
+def _name_and_source(root: Path, body: dict[str, Any]) -> tuple[str, str]:
+    """The Name, by default its dataset's: cifar10, the upload's file without its suffix, the import's."""
+    source, name = body.get("source", "cifar10"), body.get("name")
+    if not isinstance(source, str):
+        raise Refused(f"source is {source!r}, expected cifar10, upload:<id> or import:<name>", "bad_job")
+    word, _, rest = source.partition(":")
+    if word == "upload":
+        upload = find_upload(root, rest)
+        rest = upload["filename"] or rest
+    return check_id(_slug(rest or word) if name is None else name, "name"), source
+
+
+def _slug(text: str) -> str:
+    """A valid name from a file's: without its suffixes, lower case, other characters as '-'."""
+    stem = re.sub(r"(\.tar)?\.[a-z0-9]{1,5}$", "", text.rsplit("/", 1)[-1].lower())
+    slug = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:63]
+    return slug if ID.fullmatch(slug) else "dataset"
+
+
+def _maker(ledger: Ledger, root: Path, kind: str, made: Any, fields: dict[str, Any]) -> str:
+    """The job whose success a stage waits for, '' where what it reads is published; fills in the name from either."""
+    target = f"{kind}/{check_id(made, kind[:-1] + '_id')}"
+    if not (root / target).exists():
+        for job_id in ledger.ids():
+            job = ledger.request(job_id).job
+            if job.target == target and ledger.ended(job_id) is None:
+                fields.setdefault("name", job.name)
+                return job_id
+    if not (root / target).exists():  # asked again: its job may have ended while the others were read
+        raise NotFound(f"{target} does not exist, and no job that still runs makes it")
+    manifest = open_artifact(root, target, hashes=False)
+    if "name" in manifest:
+        fields.setdefault("name", manifest["name"])
+    return ""
+
+
+def _ask_queue(ledger: Ledger, job_ids: list[str]) -> bool:
+    """Whether all of these are accepted already; if not, make sure that the queue answers. Raises RedisError."""
+    for job_id in job_ids:
+        try:
+            ledger.request(job_id)
+        except NotFound:
+            ledger.redis.ping()
+            return False
+    return True
+
+
+def _deliver(ledger: Ledger, request: Request) -> None:
+    if ledger.ended(request.id) is None and "delivery" not in ledger.read_live(request.id):
+        with suppress(RedisError):  # the record stands: the keeper delivers what is not on a queue
+            deliver(ledger, request)

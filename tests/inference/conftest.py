@@ -1,0 +1,136 @@
+"""Fixtures of the API's tests: the app on an artifacts folder, tiny real Variants, a real granian process."""
+
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from inference.app import create_app
+from shared import artifacts
+from shared.runtimes.onnx import OnnxSession
+from shared.settings import Settings
+
+SIZE, LABELS = 32, ["red", "green", "blue"]
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def png(color: tuple[int, int, int], size: int = SIZE, form: str = "PNG") -> bytes:
+    """An encoded image of one colour; the tiny Variants say which of the three it is."""
+    out = io.BytesIO()
+    Image.new("RGB", (size, size), color).save(out, form)
+    return out.getvalue()
+
+
+def onnx_bytes(weights: np.ndarray) -> bytes:
+    """A network of a Variant's form: uint8 NHWC -> mean over the pixels -> a product -> softmax; float32 [3, 3]."""
+    nodes = [helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+             helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
+             helper.make_node("MatMul", ["means", "weights"], ["logits"]),
+             helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)]
+    graph = helper.make_graph(
+        nodes, "tiny", [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(LABELS)])],
+        [numpy_helper.from_array(weights.astype(np.float32), "weights"),
+         numpy_helper.from_array(np.array([1, 2], np.int64), "axes")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def publish_variant(root: Path, model_id: str, variant: str = "onnx-fp32", weights: np.ndarray | None = None) -> None:
+    """A Variant as optimization publishes it; weights other than the identity change what it answers."""
+    staging = artifacts.stage(root, "j-test")
+    (staging / "model.onnx").write_bytes(onnx_bytes(np.eye(3) * 0.05 if weights is None else weights))
+    images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
+    session = OnnxSession(staging / "model.onnx")
+    np.savez(staging / "golden.npz", images=images, probabilities=session.run(images))
+    session.close()
+    form, precision = variant.split("-")
+    spec = {"size": SIZE, "labels": LABELS, "mean": [0.5] * 3, "std": [0.25] * 3}
+    artifacts.publish(root, staging, f"variants/{model_id}/{variant}",
+                      {"format": form, "precision": precision, "spec": spec, "model": model_id, "summary": {}})
+
+
+def publish_model(root: Path, name: str, model_id: str, **variants: np.ndarray | None) -> int:
+    """A Model's version under a Name with its Variants (`onnx_fp32=weights`). Returns the version."""
+    staging = artifacts.stage(root, "j-test")
+    (staging / "model.keras").write_bytes(b"weights")
+    artifacts.publish(root, staging, f"models/{model_id}", {"name": name, "summary": {"validation_accuracy": 0.9}})
+    for variant, weights in (variants or {"onnx_fp32": None}).items():
+        publish_variant(root, model_id, variant.replace("_", "-"), weights)
+    return artifacts.register_version(root, name, model_id)
+
+
+def until(happens: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """The first true value of `happens()`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := happens():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"did not happen within {seconds:g} s")
+
+
+@pytest.fixture
+def settings(root: Path, valkey: Any) -> Settings:
+    return Settings(device="cpu", artifacts=root, redis_url=valkey.url, refresh_s=0.05, upload_limit_mib=8,
+                    request_limit_mib=1)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Flask]:
+    app = create_app(settings)
+    yield app
+    app.extensions["lanner"].loaded.close()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def serving(root: Path, client: FlaskClient) -> FlaskClient:
+    """A client of an API that serves `colors`: version 1, onnx-fp32, as production."""
+    version = publish_model(root, "colors", "m-1")
+    artifacts.promote(root, "colors", "production", version, "onnx-fp32", by="test")
+    until(lambda: client.get("/readyz").status_code == 200)
+    return client
+
+
+@dataclasses.dataclass
+class Server:
+    """The API in its own granian process."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture
+def server(settings: Settings, free_port: int) -> Iterator[Server]:
+    env = {**os.environ, "DEVICE": "cpu", "ARTIFACTS": str(settings.artifacts), "REDIS_URL": settings.redis_url,
+           "PORT": str(free_port), "REFRESH_S": "0.05", "UPLOAD_LIMIT_MIB": "512", "REQUEST_LIMIT_MIB": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "inference"], env=env, start_new_session=True)
+    try:
+        yield Server(process, free_port)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
