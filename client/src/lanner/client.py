@@ -1,7 +1,6 @@
 """`Client`: every call of the HTTP API that a user of Lanner needs, as a method."""
 
 import hashlib
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 
@@ -123,6 +123,11 @@ class Client:
         """Versions and aliases of a Name."""
         return self._call("GET", f"/v1/models/{name}")
 
+    def example(self, dataset_id: str, split: str = "test", number: int = 0) -> tuple[bytes, str]:
+        """One image of a Dataset as a PNG, and its label."""
+        response = self._request("GET", f"/v1/datasets/{dataset_id}/images/{split}/{number}")
+        return response.content, unquote(response.headers["X-Label"])
+
     def card(self, model_id: str) -> Json:
         """The release card of a Model."""
         return self._call("GET", f"/v1/cards/{model_id}")
@@ -155,21 +160,36 @@ class Client:
         return True
 
     def _call(self, method: str, path: str, **options: Any) -> Json:
+        response = self._request(method, path, **options)
+        body = _json(response)
+        if body is None:
+            raise self._not_lanner(response)
+        return body
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx.TransportError as e:
             raise LannerError(f"{self.url} does not answer ({type(e).__name__}: {e}): is Lanner up?",
                               "no_answer") from e
-        try:
-            body = response.json()
-        except json.JSONDecodeError:
-            raise LannerError(f"{method} {path} answered {response.status_code} without JSON: is {self.url} Lanner?",
-                              "not_lanner", response.status_code) from None
         if response.is_error:
-            error = body.get("error", {}) if isinstance(body, dict) else {}
-            raise LannerError(error.get("message", f"{method} {path} answered {response.status_code}"),
-                              error.get("code", "error"), response.status_code)
-        return dict(body)
+            error = (_json(response) or {}).get("error")
+            if not error:
+                raise self._not_lanner(response)
+            raise LannerError(error["message"], error["code"], response.status_code)
+        return response
+
+    def _not_lanner(self, response: httpx.Response) -> LannerError:
+        what = f"{response.request.method} {response.request.url.path} answered {response.status_code}"
+        return LannerError(f"{what}, but not as Lanner does: is {self.url} Lanner?", "not_lanner", response.status_code)
+
+
+def _json(response: httpx.Response) -> Json | None:
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def _filename(image: Image) -> str:
