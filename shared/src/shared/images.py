@@ -1,0 +1,142 @@
+"""The one meaning of an image: encoded bytes -> RGB uint8 at a dataset's size, for preprocessing and serving alike.
+
+An image is stretched to size x size: every pixel of the picture takes part, and a client need not know the crop. This is
+also what Keras' `image_dataset_from_directory` does by default.
+
+JPEG goes through libjpeg-turbo (simplejpeg), which decodes at the smallest eighth that is not under the target, so that
+most of the shrinking happens in its DCT; the rest, and every other format, through Pillow. Both compute with integers:
+the same bytes give the same pixels on every machine.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from shared.errors import Refused
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 25_000_000  # 75 MB as RGB; a camera's largest common photograph has 24 million
+ORIENTATION = 0x0112  # the EXIF tag
+CHANNELS = 3
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """A JPEG, PNG or WebP file's bytes -> uint8 [size, size, 3], RGB.
+
+    EXIF orientation is applied, grey and palette images become RGB, transparency is laid on white, CMYK is converted, of
+    an animation the first frame is taken. Shrinking is antialiased.
+
+    Raises:
+        Refused: (bad_image) another format, broken or truncated bytes, or more than MAX_PIXELS.
+    """
+    return decode_sized(data, size)[0]
+
+
+def decode_sized(data: bytes, size: int) -> tuple[np.ndarray, int, int]:
+    """`decode`, and the width and height that the image has on a screen, in pixels."""
+    try:
+        decoded = _decode_jpeg(data, size) if data.startswith(b"\xff\xd8\xff") else None
+        pixels, width, height, orientation = decoded or _decode_any(data, size)
+    except Refused:
+        raise
+    except Exception as e:  # the boundary to parsers of hostile bytes, which raise whatever they come upon
+        raise Refused(f"the image can't be decoded ({e or type(e).__name__}): expected a whole JPEG, PNG or WebP file",
+                      "bad_image") from None
+    if orientation > 4:
+        width, height = height, width
+    return _orient(pixels, orientation), width, height
+
+
+def measure(data: bytes) -> tuple[int, int]:
+    """Width and height of an image on a screen, in pixels, from its header alone. Raises Refused as `decode` does."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) > 4 else (width, height)
+    except Exception as e:
+        raise Refused(f"the image has no readable header ({e or type(e).__name__}): expected a JPEG, PNG or WebP file",
+                      "bad_image") from None
+
+
+def _decode_jpeg(data: bytes, size: int) -> tuple[np.ndarray, int, int, int] | None:
+    """Pixels, stored width and height, orientation; None for what libjpeg-turbo can't or won't turn into RGB."""
+    try:
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(width, height)
+        if colour == "CMYK":
+            return None
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size)
+    except ValueError:
+        return None  # Pillow has the last word: it forgives stray bytes between segments, not missing ones
+    orientation = 1
+    if b"Exif\0\0" in data:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            orientation = _orientation(image)
+    if pixels.shape[:2] != (size, size):
+        pixels = _resize(Image.fromarray(pixels), size)
+    return pixels, width, height, orientation
+
+
+def _decode_any(data: bytes, size: int) -> tuple[np.ndarray, int, int, int]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        _check_pixels(width, height)
+        orientation = _orientation(image)
+        rgb = _to_rgb(image)
+    return _resize(rgb, size), width, height, orientation
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Refused(f"the image has {width} x {height} pixels: expected at most {MAX_PIXELS:,}", "bad_image")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion cuts it off at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resize(image: Image.Image, size: int) -> np.ndarray:
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none or it can't be read."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # broken metadata does not make the picture unusable
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn a square picture upright. Done after the resize, where it is cheapest."""
+    match orientation:
+        case 2:
+            pixels = pixels[:, ::-1]
+        case 3:
+            pixels = pixels[::-1, ::-1]
+        case 4:
+            pixels = pixels[::-1]
+        case 5:
+            pixels = pixels.transpose(1, 0, 2)
+        case 6:
+            pixels = np.rot90(pixels, -1)
+        case 7:
+            pixels = pixels[::-1, ::-1].transpose(1, 0, 2)
+        case 8:
+            pixels = np.rot90(pixels)
+    return np.ascontiguousarray(pixels)
