@@ -1,7 +1,7 @@
 """The one meaning of an image: encoded bytes -> RGB uint8 at a dataset's size, for preprocessing and serving alike.
 
-An image is stretched to size x size: every pixel of the picture takes part, and a client need not know the crop. This is
-also what Keras' `image_dataset_from_directory` does by default.
+An image is stretched to size x size: every pixel of the picture takes part, and no client need know a crop. This is
+what Keras' `image_dataset_from_directory` does by default, too.
 
 JPEG goes through libjpeg-turbo (simplejpeg), which decodes at the smallest eighth that is not under the target, so that
 most of the shrinking happens in its DCT; the rest, and every other format, through Pillow. Both compute with integers:
@@ -29,8 +29,8 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 def decode(data: bytes, size: int) -> np.ndarray:
     """A JPEG, PNG or WebP file's bytes -> uint8 [size, size, 3], RGB.
 
-    EXIF orientation is applied, grey and palette images become RGB, transparency is laid on white, CMYK is converted, of
-    an animation the first frame is taken. Shrinking is antialiased.
+    EXIF orientation is applied, grey and palette images become RGB, transparency is laid on white, CMYK is converted,
+    and of an animation the first frame is taken. Shrinking is antialiased.
 
     Raises:
         Refused: (bad_image) another format, broken or truncated bytes, or more than MAX_PIXELS.
