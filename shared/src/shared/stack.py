@@ -111,4 +111,5 @@ def _valkey_conf(folder: Path, port: int, password: str) -> str:
     """appendfsync always: what was accepted survives a power cut. noeviction: a full memory refuses, and forgets
     nothing."""
     return "\n".join([f"port {port}", "bind 127.0.0.1", f'dir "{folder}"', f"requirepass {password}", 'save ""',
-                      "appendonly yes", "appendfsync always", "maxmemory-policy noeviction", "daemonize no", ""])
+                      "appendonly yes", "appendfsync always", "maxmemory-policy noeviction", "daemonize no",
+                      "set-proc-title no", ""])

@@ -288,8 +288,10 @@ def down(state: Path, owner: int) -> int:
     while not seen and _is_up(state) and time.monotonic() < end:  # it is only just starting
         time.sleep(0.1)
         seen = _read(state)
-    with suppress(ProcessLookupError, KeyError):
-        os.kill(seen["pid"], signal.SIGTERM)
+    with suppress(ProcessLookupError, KeyError):  # the guard is gone, and the supervisor is stopping
+        guard = os.pidfd_open(seen["pid"])
+        signal.pidfd_send_signal(guard, signal.SIGTERM)
+        select.select([guard], [], [], STOP_LIMIT_S)
     while _is_up(state):
         if time.monotonic() > end:
             say(f"the stack did not stop within {STOP_LIMIT_S:.0f} s: see {state / 'logs' / 'supervisor.log'}")
