@@ -85,7 +85,10 @@ def main() -> None:
     try:
         with Client(args.url) as client:
             done = train(client, console, args.data, training_options(args), args.name)
-            console.print(tables.card(client.card(done["model_id"])))
+            card = client.card(done["model_id"])
+            console.print(tables.card(card))
+            if not card["winner"]:
+                raise LannerError("no variant passed the gate, so none is served; the card says why", "none_passed")
             predict(client, console, done)
         console.print(f"{time.monotonic() - began:.0f} s from data to endpoint. Ask it yourself:\n"
                       f"  curl --data-binary @IMAGE -H 'Content-Type: application/octet-stream' "
