@@ -1,0 +1,55 @@
+"""Where a job's raw images are: the official CIFAR-10, an upload, or the imports folder."""
+
+import os
+from pathlib import Path
+
+from shared.artifacts import read_json
+from shared.attempt import Attempt
+from shared.errors import NotFound, Refused
+from shared.jobs import check_id
+
+UNAVAILABLE = "source_unavailable"
+
+
+def locate(source: str, ctx: Attempt) -> Path:
+    """The file or folder that a job's source names.
+
+    Raises:
+        Refused: (source_unavailable) it is not there; (bad_name) it names no place inside the imports folder.
+    """
+    word, _, rest = source.partition(":")
+    match word:
+        case "upload":
+            return _upload(ctx, check_id(rest, "upload id"))
+        case "import":
+            return _import(ctx.settings.imports, rest)
+        case _:
+            raise Refused(f"source {source!r} is unknown: expected cifar10, upload:<id> or import:<name>", "bad_job")
+
+
+def _upload(ctx: Attempt, upload: str) -> Path:
+    path = ctx.root / "raw" / upload / "data"
+    try:
+        size = read_json(path.with_name("upload.json"))["size"]
+        found = path.stat().st_size
+    except (NotFound, FileNotFoundError):
+        raise Refused(f"upload {upload} does not exist: send a zip or tar with PUT /v1/uploads/{upload} first",
+                      UNAVAILABLE) from None
+    if found != size:
+        raise Refused(f"upload {upload} has {found} bytes, expected {size}: send it again under another id",
+                      UNAVAILABLE)
+    return path
+
+
+def _import(imports: Path, name: str) -> Path:
+    parts = name.split("/")
+    if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name:
+        raise Refused(f"import {name!r} is not valid: expected a folder's or archive's path below the imports folder",
+                      "bad_name")
+    root = os.path.realpath(imports)
+    path = os.path.realpath(os.path.join(root, name))
+    if not path.startswith(root + os.sep):
+        raise Refused(f"import {name!r} leads out of the imports folder: copy the data into it", "bad_name")
+    if not os.path.exists(path):
+        raise Refused(f"import {name!r} does not exist: put the folder or archive into the imports folder", UNAVAILABLE)
+    return Path(path)
