@@ -1,0 +1,67 @@
+"""The release card: everything measured of a Model's Variants, as JSON and as a page."""
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimization.build import agreement, tools
+from optimization.gate import METHOD, NEAR, Verdict
+from optimization.measure import Speed
+from optimization.page import render
+from shared.artifacts import Manifest, now, write_bytes, write_json
+from shared.jobs import OptimizeJob
+
+Card = dict[str, Any]
+Row = dict[str, Any]
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Share of right argmaxes, 0..1, of float32 [N, K] against int [N]."""
+    return float((scores.argmax(1) == labels).mean())
+
+
+def row(name: str, size: int, reference: np.ndarray, scores: np.ndarray, labels: np.ndarray, speed: Speed) -> Row:
+    """What was measured of one Session: bytes, validation accuracy, nearness to Keras, milliseconds, images/s."""
+    format, precision = name.split("-")
+    return {"variant": name, "format": format, "precision": precision, "state": "measured", "bytes": size,
+            "accuracy": accuracy(scores, labels), "against_keras": agreement(reference, scores),
+            "latency_ms": {"p50": speed.p50_ms, "p99": speed.p99_ms, "calls": speed.calls},
+            "images_per_s": {str(batch): rate for batch, rate in speed.images_per_s.items()}}
+
+
+def judged_row(measured: Row, golden: dict[str, float], verdict: Verdict, why: str, winner: bool) -> Row:
+    return {**measured, "golden": golden, "gate": asdict(verdict), "winner": winner, "why": why}
+
+
+def failed_row(name: str, why: str) -> Row:
+    format, precision = name.split("-")
+    return {"variant": name, "format": format, "precision": precision, "state": "failed", "winner": False, "why": why}
+
+
+def make_card(job: OptimizeJob, manifest: Manifest, version: int, rows: list[Row], winner: str | None,
+              alias: dict[str, Any], tested: dict[str, Any], validation_images: int, threads: int) -> Card:
+    return {"schema": 1, "name": job.name, "version": version, "model": job.model_id,
+            "dataset": manifest["parents"]["dataset"], "recipe": manifest.get("recipe"),
+            "size": manifest["spec"]["size"], "classes": len(manifest["spec"]["labels"]), "created_at": now(),
+            "device": "cpu", "cpu": cpu_name(), "threads": threads,
+            "versions": {"python": platform.python_version(), "numpy": np.__version__, **tools()},
+            "gate": {"budget": job.budget, "rank_batch": job.rank_batch, "near": NEAR, "method": METHOD,
+                     "validation_images": validation_images},
+            "rows": rows, "winner": winner, "alias": alias, "test": tested}
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux tells it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def write_card(root: Path, card: Card) -> None:
+    """cards/<model>.json and .html, each whole or not at all."""
+    write_json(root / "cards" / f"{card['model']}.json", card)
+    write_bytes(root / "cards" / f"{card['model']}.html", render(card).encode())
