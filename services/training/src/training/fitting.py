@@ -1,0 +1,230 @@
+"""The training loop: steps, validation, checkpoints, and a stop at any step that resumes bit for bit on a CPU."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from shared import faults
+from shared.attempt import Attempt
+from shared.datasets import Dataset
+from shared.errors import Refused
+from training import augmentation, checkpoints, networks
+from training.recipes import Recipe, learning_rate
+
+log = logging.getLogger("lanner.training")
+CHECKPOINT_S = 20.0
+EPOCH_CHECKPOINT_S = 2.0  # an epoch's end so soon after the last checkpoint writes none
+REPORT_S = 0.2
+POINTS = 200  # of the training curve in TensorBoard
+
+
+class Training:
+    """One training of a new network on a Dataset: what changes from step to step, and its checkpoints in ctx.work.
+
+    history: per finished epoch {epoch, step, loss, accuracy, validation_loss, validation_accuracy, learning_rate,
+    seconds, cpu_seconds}; loss and accuracy are of the augmented batches, loss with the recipe's label smoothing.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, ctx: Attempt):
+        self.dataset, self.recipe, self.seed, self.ctx = dataset, recipe, seed, ctx
+        self.images, self.labels = dataset.images("train"), dataset.labels("train")
+        self.steps_an_epoch = len(self.images) // recipe.batch_size
+        self.steps = self.steps_an_epoch * recipe.epochs
+        keras.utils.set_random_seed(seed)
+        self.model = networks.build(recipe, dataset.spec)
+        self.optimizer = _optimizer(recipe)
+        self.optimizer.build(self.model.trainable_variables)
+        self.totals = tf.Variable(tf.zeros([2], tf.float64))  # of the epoch so far: summed loss, right answers
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.best: list[np.ndarray] = []
+        self._seconds = [0.0, 0.0]  # of the epoch so far over all attempts: wall, CPU
+        self._lap = (time.monotonic(), time.process_time())
+        self._saved = self._told = time.monotonic()
+
+    def fit(self) -> None:
+        """Train from the newest checkpoint to the end, then put the best epoch's weights into `model`.
+
+        Raises:
+            Stopped, Cancelled: asked to, with a checkpoint written.
+            Refused: the loss is no longer a number.
+        """
+        self._resume()
+        step, writer = step_function(self), tf.summary.create_file_writer(str(self.ctx.work / "logs"))
+        with writer.as_default():
+            while len(self.history) < self.recipe.epochs and not self._waited_long_enough():
+                self._run_epoch(step)
+                writer.flush()
+        writer.close()
+        self.model.set_weights(self.best)
+
+    def _run_epoch(self, step: Callable[..., tf.Tensor]) -> None:
+        epoch, batch = len(self.history), self.recipe.batch_size
+        order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.images))
+        while (at := self.step - epoch * self.steps_an_epoch) < self.steps_an_epoch:
+            self._stop_if_asked()
+            if self.step == self.steps // 2:
+                faults.point("mid-train")
+            chosen = order[at * batch:(at + 1) * batch]
+            rate = learning_rate(self.recipe, self.step, self.steps)
+            loss = step(self.images[chosen], self.labels[chosen], tf.constant(rate), tf.constant(self.step))
+            if self.step % max(1, self.steps // POINTS) == 0:
+                tf.summary.scalar("train/batch_loss", loss, self.step)
+            self.step += 1
+            self._report(at + 1)
+            self._save_if_older_than(CHECKPOINT_S)
+        validation_loss, validation_accuracy = self._validate()
+        loss, accuracy = self.totals.numpy() / (self.steps_an_epoch * batch)
+        if not np.isfinite(loss):
+            raise Refused(f"training diverged: the loss of epoch {epoch + 1} is {loss}; ask for a learning_rate below "
+                          f"{self.recipe.learning_rate:g}", "diverged")
+        self._count_time()
+        entry = {"epoch": epoch + 1, "step": self.step, "loss": float(loss), "accuracy": float(accuracy),
+                 "validation_loss": validation_loss, "validation_accuracy": validation_accuracy,
+                 "learning_rate": learning_rate(self.recipe, self.step - 1, self.steps),
+                 "seconds": round(self._seconds[0], 3), "cpu_seconds": round(self._seconds[1], 3)}
+        for name in ("loss", "accuracy", "learning_rate"):
+            tf.summary.scalar(f"train/{name}", entry[name], self.step)
+        for name in ("loss", "accuracy"):
+            tf.summary.scalar(f"validation/{name}", entry[f"validation_{name}"], self.step)
+        self.history.append(entry)
+        if best_epoch(self.history) == epoch:
+            self.best = self.model.get_weights()
+        self.totals.assign(tf.zeros([2], tf.float64))
+        self._seconds = [0.0, 0.0]
+        self._save_if_older_than(EPOCH_CHECKPOINT_S)
+
+    def _validate(self) -> tuple[float, float]:
+        """Loss and accuracy on the validation split."""
+        images, labels = self.dataset.images("validation"), self.dataset.labels("validation")
+        found = predict(self.model, images, self._stop_if_asked)
+        return cross_entropy(found, labels), float((found.argmax(1) == labels).mean())
+
+    def _waited_long_enough(self) -> bool:
+        patience = self.recipe.early_stopping
+        return bool(patience and self.history) and len(self.history) - 1 - best_epoch(self.history) >= patience
+
+    def _report(self, steps_done: int) -> None:
+        """Tell progress over the whole training, with the means of the epoch so far."""
+        if self.step < self.steps and time.monotonic() - self._told < REPORT_S:
+            return
+        self._told = time.monotonic()
+        loss, accuracy = self.totals.numpy() / (steps_done * self.recipe.batch_size)
+        metrics = {"epoch": len(self.history) + 1, "loss": round(float(loss), 4), "accuracy": round(float(accuracy), 4)}
+        if self.history:
+            metrics["validation_accuracy"] = round(self.history[-1]["validation_accuracy"], 4)
+        self.ctx.report("train", self.step, self.steps, **metrics)
+
+    # Checkpoints
+
+    def _stop_if_asked(self) -> None:
+        if self.ctx.should_stop:
+            self._save()
+            self.ctx.check()
+
+    def _save_if_older_than(self, seconds: float) -> None:
+        if time.monotonic() - self._saved > seconds:
+            self._save()
+
+    def _count_time(self) -> None:
+        lap = (time.monotonic(), time.process_time())
+        self._seconds = [s + now - before for s, now, before in zip(self._seconds, lap, self._lap, strict=True)]
+        self._lap = lap
+
+    def _save(self) -> None:
+        self._count_time()
+        state = {"recipe": dataclasses.asdict(self.recipe), "seed": self.seed, "step": self.step,
+                 "history": self.history, "totals": self.totals.numpy().tolist(), "seconds": self._seconds}
+        arrays = {f"model-{i}": v.numpy() for i, v in enumerate(self.model.variables)}
+        arrays |= {f"optimizer-{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
+        arrays |= {f"best-{i}": a for i, a in enumerate(self.best)}
+        checkpoints.save(self.ctx.work, self.step, state, arrays)
+        self._saved = time.monotonic()
+
+    def _resume(self) -> None:
+        """Take up the newest whole checkpoint of this recipe and seed, if there is one."""
+        state, arrays = checkpoints.newest(self.ctx.work) or ({}, {})
+        wanted = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
+        if (state.get("recipe"), state.get("seed")) != (wanted, self.seed):
+            return
+        for kind, variables in (("model", self.model.variables), ("optimizer", self.optimizer.variables)):
+            for i, variable in enumerate(variables):
+                variable.assign(arrays[f"{kind}-{i}"])
+        self.best = [arrays[f"best-{i}"] for i in range(len(self.model.weights)) if f"best-{i}" in arrays]
+        self.step, self.history, self._seconds = state["step"], state["history"], state["seconds"]
+        self.totals.assign(state["totals"])
+        log.info("resumed at step %d of %d", self.step, self.steps)
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """Index of the epoch with the highest validation accuracy; among equals the lowest validation loss, the first."""
+    def rank(i: int) -> tuple[float, float, int]:
+        return history[i]["validation_accuracy"], -history[i]["validation_loss"], -i
+
+    return max(range(len(history)), key=rank)
+
+
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(label); probabilities float32 [N, K], labels int32 [N]."""
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(of_label, 1e-12)).mean())
+
+
+def predict(model: keras.Model, images: np.ndarray, between: Callable[[], None] = lambda: None) -> np.ndarray:
+    """uint8 [N, S, S, 3] -> float32 [N, K], in batches of about a megapixel; `between` is called before each."""
+    size = images.shape[1]
+    batch = max(1, 2**20 // size**2)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)])
+    def run(some: tf.Tensor) -> tf.Tensor:
+        return model(tf.cast(some, tf.float32), training=False)
+
+    found = []
+    for at in range(0, len(images), batch):
+        between()
+        found.append(run(images[at:at + batch]).numpy())
+    return np.concatenate(found)
+
+
+def _optimizer(recipe: Recipe) -> keras.Optimizer:
+    decay = recipe.weight_decay or None
+    match recipe.optimizer:
+        case "adam":
+            optimizer = keras.optimizers.Adam(recipe.learning_rate, weight_decay=decay)
+        case "sgd":
+            optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=decay)
+        case other:
+            raise ValueError(f"optimizer {other!r} of recipe {recipe.name} is unknown: expected adam or sgd")
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def step_function(training: Training) -> Callable[..., tf.Tensor]:
+    """One optimizer step as a graph: images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32."""
+    recipe, spec, optimizer, totals = training.recipe, training.dataset.spec, training.optimizer, training.totals
+    logits_of, weights = networks.logits_of(training.model), training.model.trainable_variables
+    classes, blank = len(spec.labels), tuple(255 * m for m in spec.mean)
+    other = recipe.label_smoothing / classes
+
+    @tf.function
+    def step(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        draws = augmentation.draw(recipe.augmentation, spec.size, recipe.batch_size, tf.stack([training.seed, number]))
+        images = augmentation.apply(images, recipe.augmentation, draws, blank)
+        targets = tf.one_hot(labels, classes, 1 - recipe.label_smoothing + other, other)
+        optimizer.learning_rate.assign(rate)
+        with tf.GradientTape() as tape:
+            logits = logits_of(images, training=True)
+            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+        optimizer.apply(tape.gradient(loss, weights), weights)
+        right = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float64))
+        totals.assign_add(tf.stack([tf.cast(loss, tf.float64) * recipe.batch_size, right]))
+        return loss
+
+    return step

@@ -1,0 +1,67 @@
+"""The networks of the recipes: plain Keras layers that export to ONNX and LiteRT, raw RGB in, probabilities out."""
+
+import keras
+from keras import layers
+
+from shared.datasets import Spec
+from training.recipes import Recipe
+
+SMALLEST_STD = 1 / 255  # of a channel that never changes: one grey level
+
+
+def build(recipe: Recipe, spec: Spec) -> keras.Model:
+    """A new network for a Dataset's spec.
+
+    Input float32 [N, size, size, 3], RGB 0..255; output float32 [N, classes], probabilities. Normalisation by the
+    spec's mean and std and the softmax are layers of it; `logits_of` gives what the loss is computed from.
+    """
+    image = keras.Input((spec.size, spec.size, 3), name="image")
+    std = [max(s, SMALLEST_STD) for s in spec.std]
+    offset = [-m / s for m, s in zip(spec.mean, std, strict=True)]
+    x = layers.Rescaling(scale=[1 / (255 * s) for s in std], offset=offset, name="normalise")(image)
+    match recipe.network:
+        case "plain":
+            x = _plain(x, spec.size)
+        case "compact":
+            x = _compact(x, spec.size)
+        case other:
+            raise ValueError(f"network {other!r} of recipe {recipe.name} is unknown: expected plain or compact")
+    x = layers.Dense(len(spec.labels), name="logits")(x)
+    return keras.Model(image, layers.Softmax(name="probabilities")(x), name=recipe.name)
+
+
+def logits_of(model: keras.Model) -> keras.Model:
+    """The same layers up to the logits: float32 [N, classes]."""
+    return keras.Model(model.input, model.get_layer("logits").output)
+
+
+def _plain(x: keras.KerasTensor, size: int) -> keras.KerasTensor:
+    """Conv-Conv-pool blocks of 32, 64, 128, ... filters until the map is at most 8 x 8, then a hidden layer of 512."""
+    width = 32
+    while size > 8:
+        for _ in range(2):
+            x = layers.Conv2D(width, 3, padding="same", activation="relu")(x)
+        x = layers.MaxPooling2D()(x)
+        x = layers.Dropout(0.25)(x)
+        width, size = min(2 * width, 128), size // 2
+    x = layers.Dense(512, activation="relu")(layers.Flatten()(x))
+    return layers.Dropout(0.5)(x)
+
+
+def _compact(x: keras.KerasTensor, size: int) -> keras.KerasTensor:
+    """A strided stem, then Conv-pool-norm stages, each of half the side and up to twice the filters, down to 2 x 2.
+
+    Pooling before the normalisation leaves it a quarter of the work (airbench's order).
+    """
+    stride = 2 if size < 64 else 4
+    x = _activate(layers.Conv2D(32, 2 * stride, strides=stride, padding="same", use_bias=False)(x))
+    size, width = -(-size // stride), 32
+    while size > 3:
+        x = layers.MaxPooling2D()(layers.Conv2D(width, 3, padding="same", use_bias=False)(x))
+        x = _activate(x)
+        width, size = min(2 * width, 128), size // 2
+    return layers.Flatten()(x)
+
+
+def _activate(x: keras.KerasTensor) -> keras.KerasTensor:
+    return layers.ReLU()(layers.BatchNormalization(momentum=0.8)(x))

@@ -1,0 +1,79 @@
+"""The Model folder: weights, history, confusion matrix, logs and the golden batch, checked by reloading, published."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from shared.artifacts import Manifest, publish, stage, write_json
+from shared.attempt import Attempt
+from shared.errors import LannerError
+from shared.jobs import TrainJob
+from training.fitting import Training, best_epoch, predict
+
+GOLDEN = 256
+RELOADED = 1e-5  # largest difference of a probability after saving and loading the same float32 weights
+
+
+def publish_model(training: Training, job: TrainJob, ctx: Attempt, device: str) -> Manifest:
+    """Write models/<model_id> whole or not at all; returns its manifest.
+
+    Raises:
+        LannerError: the saved model answers other than the trained one.
+    """
+    staging = stage(ctx.root, ctx.job_id)
+    try:
+        manifest = _write(staging, training, job, ctx, device)
+        return publish(ctx.root, staging, job.target, manifest)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _write(staging: Path, training: Training, job: TrainJob, ctx: Attempt, device: str) -> Manifest:
+    dataset, labels = training.dataset, list(training.dataset.spec.labels)
+    images, truth = dataset.images("validation"), dataset.labels("validation")
+    best = training.history[best_epoch(training.history)]
+    confusion = confusion_matrix(predict(training.model, images).argmax(1), truth, len(labels))
+    recall = [float(row[k] / row.sum()) if row.sum() else None for k, row in enumerate(confusion)]
+
+    training.model.save(staging / "model.keras")
+    write_json(staging / "history.json", training.history)
+    write_json(staging / "confusion.json", {"labels": labels, "matrix": confusion.tolist(), "recall": recall})
+    shutil.copytree(ctx.work / "logs", staging / "logs")
+    _write_golden(staging, training.model, images)
+
+    seconds = round(sum(entry["seconds"] for entry in training.history), 1)
+    metrics = {"validation_accuracy": best["validation_accuracy"], "validation_loss": best["validation_loss"],
+               "recall": dict(zip(labels, recall, strict=True))}
+    return {
+        "name": job.name,
+        "parents": {"dataset": dataset.id},
+        "spec": dataset.spec.to_json(),
+        "recipe": {**dataclasses.asdict(training.recipe), "seed": training.seed},
+        "metrics": metrics,
+        "device": device,
+        "seconds": seconds,
+        "summary": {"model_id": job.model_id, "name": job.name, "recipe": job.recipe, "epochs": len(training.history),
+                    "validation_accuracy": best["validation_accuracy"], "seconds": seconds},
+    }
+
+
+def confusion_matrix(found: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """int64 [K, K], rows the true class, columns the found one; both inputs int [N]."""
+    return np.bincount(truth.astype(np.int64) * classes + found, minlength=classes**2).reshape(classes, classes)
+
+
+def _write_golden(staging: Path, trained: keras.Model, images: np.ndarray) -> None:
+    """golden.npz: images uint8 [<=256, S, S, 3] from all over the validation split, the reloaded model's answers."""
+    chosen = np.ascontiguousarray(images[np.linspace(0, len(images) - 1, min(GOLDEN, len(images))).astype(int)])
+    reloaded: Any = keras.models.load_model(staging / "model.keras", compile=False)
+    got = predict(reloaded, chosen)
+    off = float(np.abs(got - predict(trained, chosen)).max())
+    if not off <= RELOADED:
+        raise LannerError(f"model.keras answers other than the trained network, off by {off:.2g} where {RELOADED:g} is "
+                          "allowed: the save is broken", "broken_save")
+    np.savez(staging / "golden.npz", images=chosen, probabilities=got)

@@ -1,0 +1,96 @@
+"""Recipes: named hyper-parameters of a training, each with the result it is known for."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.errors import Refused
+from shared.jobs import TrainJob
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of one training. Rates are per step, fractions are of the whole training."""
+
+    name: str
+    known_result: str
+    network: str  # plain or compact: networks.build
+    optimizer: str  # adam or sgd (Nesterov momentum 0.9)
+    learning_rate: float  # the highest of the schedule
+    schedule: str  # constant, or triangle: linear up to the highest rate, linear down to zero
+    warmup: float = 0.0
+    weight_decay: float = 0.0  # decoupled, on kernels alone
+    label_smoothing: float = 0.0
+    epochs: int = 5
+    batch_size: int = 64
+    early_stopping: int = 0  # epochs without a better validation accuracy, 0 for never
+    augmentation: dict[str, Any] = field(default_factory=dict)
+
+
+SEED_CNN = Recipe(
+    name="seed-cnn",
+    known_result="55.33 % validation accuracy on CIFAR-10 after 5 epochs",
+    network="plain",
+    optimizer="adam",
+    learning_rate=1e-3,
+    schedule="constant",
+    epochs=5,
+    batch_size=64,
+    augmentation={"rotation_range": 15, "width_shift_range": 0.1, "height_shift_range": 0.1, "horizontal_flip": True},
+)
+"""The plain CNN that the idea of this project started from. Known result: 55.33 % validation accuracy on CIFAR-10."""
+
+SMALL = Recipe(
+    name="small",
+    known_result="",
+    network="compact",
+    optimizer="sgd",
+    learning_rate=0.1,
+    schedule="triangle",
+    warmup=0.2,
+    weight_decay=5e-3,
+    label_smoothing=0.1,
+    epochs=8,
+    batch_size=128,
+    augmentation={"width_shift_range": 0.0625, "height_shift_range": 0.0625, "horizontal_flip": True},
+)
+"""For CPUs of two cores."""
+
+RECIPES = {recipe.name: recipe for recipe in (SEED_CNN, SMALL)}
+STEPS_A_EPOCH = 16
+STEPS = 300
+
+
+def resolve(job: TrainJob, images: int) -> Recipe:
+    """The recipe of a job over `images` training images, the job's own values in place of the recipe's.
+
+    What the job leaves open is fitted to a small dataset: batches small enough for 16 steps an epoch, and epochs enough
+    for 300 steps.
+
+    Raises:
+        Refused: the recipe is unknown, or the job's batch is larger than the training split.
+    """
+    recipe = RECIPES.get(job.recipe)
+    if recipe is None:
+        raise Refused(f"recipe {job.recipe!r} is unknown: expected one of {', '.join(RECIPES)}", "unknown_recipe")
+    if job.batch_size > images:
+        raise Refused(f"batch_size is {job.batch_size}, but the training split has {images} images: "
+                      "ask for a smaller batch, or 0 to let the recipe choose", "bad_batch_size")
+    batch = job.batch_size or min(recipe.batch_size, images, max(8, images // STEPS_A_EPOCH))
+    epochs = job.epochs or max(recipe.epochs, -(-STEPS // (images // batch)))
+    return dataclasses.replace(
+        recipe, batch_size=batch, epochs=epochs, learning_rate=job.learning_rate or recipe.learning_rate,
+        augmentation=job.augmentation or recipe.augmentation,
+        early_stopping=job.early_stopping or recipe.early_stopping)
+
+
+def learning_rate(recipe: Recipe, step: int, of: int) -> float:
+    """The rate of step `step` (from 0) of `of`."""
+    match recipe.schedule:
+        case "constant":
+            return recipe.learning_rate
+        case "triangle":
+            rising = max(1.0, recipe.warmup * of)
+            return recipe.learning_rate * min((step + 1) / rising, (of - step) / max(1.0, of - rising))
+        case other:
+            raise ValueError(f"schedule {other!r} of recipe {recipe.name} is unknown: expected constant or triangle")
