@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from lanner import Client, LannerError
-from lanner.demo import digits
+from lanner.demo import digits, train
 from lanner.progress import describe, eta, watch
 
 
@@ -165,6 +165,22 @@ def test_eta_is_written_as_a_clock_would(seconds, text):
 def test_a_job_without_progress_is_described_by_its_state():
     assert describe(job("waiting")) == (0.0, "", "waiting")
     assert describe(job("succeeded")) == (100.0, "", "succeeded")
+
+
+def test_without_cifar10_the_demo_says_so_and_takes_the_digits(server, client):
+    no_network = {"code": "source_unavailable", "message": "www.cs.toronto.edu does not answer"}
+    accepted = {"pipeline": "p", "name": "n", "dataset_id": "d", "model_id": "m"}
+    server.answers = {
+        "POST /v1/pipelines": [(202, {**accepted, "jobs": {"preprocess": "j-1"}}),
+                               (202, {**accepted, "jobs": {"preprocess": "j-2"}})],
+        "GET /v1/jobs/j-1": (200, job("failed", error=no_network)), "GET /v1/jobs/j-2": (200, job("succeeded")),
+        "*": lambda body: (201, {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)})}
+    out = io.StringIO()
+    train(client, Console(file=out, width=200), "", {}, "")
+    assert "CIFAR-10 can't be had (preprocess failed: www.cs.toronto.edu does not answer)" in out.getvalue()
+    asked = [json.loads(body) for path, body, _ in server.got if path.startswith("POST")]
+    assert [a["source"].partition(":")[0] for a in asked] == ["cifar10", "upload"]
+    assert asked[1]["name"] == "digits"
 
 
 def test_the_digits_are_ten_folders_of_grey_images(tmp_path):

@@ -17,6 +17,7 @@ from shared.settings import Settings, load
 
 WORKERS = ("preprocessing", "training", "optimization")
 TENSORBOARD_PORT = 6006
+LOG_LIMIT = 20 << 20  # a log larger than this is put aside at the next start
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ def prepare(state: Path, env: Mapping[str, str], tensorboard: bool) -> Stack:
     """Make the state folder and say what runs from it."""
     for folder in ("artifacts/work", "artifacts/models", "imports", "redis", "logs"):
         (state / folder).mkdir(parents=True, exist_ok=True)
+    for log in (state / "logs").glob("*.log"):
+        if log.stat().st_size > LOG_LIMIT and log.stem != "supervisor":  # which is being written
+            log.replace(log.with_suffix(".log.1"))
     (state / "redis").chmod(0o700)
     port = free_port()
     password = state / "redis" / "password"
