@@ -1,9 +1,11 @@
 """Fixtures of the API's tests: the app on an artifacts folder, tiny real Variants, a real granian process."""
 
 import dataclasses
+import http.client
 import io
 import os
-import signal
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from inference.app import create_app
 from shared import artifacts
 from shared.runtimes.onnx import OnnxSession
 from shared.settings import Settings
+from shared.stack import free_port
 
 SIZE, LABELS = 32, ["red", "green", "blue"]
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -85,6 +88,14 @@ def until(happens: Callable[[], Any], seconds: float = 15.0) -> Any:
     raise AssertionError(f"did not happen within {seconds:g} s")
 
 
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture
 def settings(root: Path, valkey: Any) -> Settings:
     return Settings(device="cpu", artifacts=root, redis_url=valkey.url, refresh_s=0.05, upload_limit_mib=8,
@@ -118,19 +129,52 @@ class Server:
 
     process: subprocess.Popen[bytes]
     port: int
+    root: Path
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def send(self, head: str, body: bytes = b"") -> socket.socket:
+        """A connection on which a request's head and some of its body went out; the caller closes it."""
+        connection = socket.create_connection(("127.0.0.1", self.port), 20)
+        connection.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+        return connection
+
+
+def start_server(root: Path, redis_url: str) -> Server:
+    port = free_port()
+    env = {**os.environ, "DEVICE": "cpu", "ARTIFACTS": str(root), "REDIS_URL": redis_url, "PORT": str(port),
+           "REFRESH_S": "0.05", "UPLOAD_LIMIT_MIB": "512", "REQUEST_LIMIT_MIB": "1"}
+    server = Server(subprocess.Popen([sys.executable, "-m", "inference"], env=env), port, root)
+    until(lambda: answers(port))
+    return server
+
+
+@pytest.fixture(scope="module")
+def module_server(tmp_path_factory: pytest.TempPathFactory, valkey_server: Any) -> Iterator[Server]:
+    server = start_server(tmp_path_factory.mktemp("artifacts"), valkey_server.url)
+    yield server
+    server.process.terminate()
+    server.process.wait(20)
 
 
 @pytest.fixture
-def server(settings: Settings, free_port: int) -> Iterator[Server]:
-    env = {**os.environ, "DEVICE": "cpu", "ARTIFACTS": str(settings.artifacts), "REDIS_URL": settings.redis_url,
-           "PORT": str(free_port), "REFRESH_S": "0.05", "UPLOAD_LIMIT_MIB": "512", "REQUEST_LIMIT_MIB": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "inference"], env=env, start_new_session=True)
-    try:
-        yield Server(process, free_port)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
+def server(module_server: Server, valkey: Any) -> Server:
+    """The module's server, without uploads."""
+    shutil.rmtree(module_server.root / "raw", ignore_errors=True)
+    return module_server
+
+
+@pytest.fixture
+def own_server(root: Path, valkey: Any) -> Iterator[Server]:
+    """A server that the test may end."""
+    server = start_server(root, valkey.url)
+    yield server
+    server.process.terminate()
+    server.process.wait(20)

@@ -23,6 +23,7 @@ def create_app(settings: Settings) -> Flask:
     """The API. It starts following the aliases; `app.extensions["lanner"].loaded.close()` ends that."""
     app = Flask(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.url_map.merge_slashes = False  # a path is a route or it is not: no redirects
     meters = Meters()
     redis = impatient(settings)
     ledger = Ledger(settings.artifacts, redis)

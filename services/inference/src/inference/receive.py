@@ -77,14 +77,14 @@ def check_space(raw: Path, size: int) -> None:
 def sweep(raw: Path) -> None:
     """Remove what uploads left whose process died: over an hour old and locked by nobody."""
     for temp in raw.glob(".*") if raw.is_dir() else ():
-        if time.time() - temp.stat().st_mtime < STALE_S:
-            continue
         try:
+            if time.time() - temp.stat().st_mtime < STALE_S:
+                continue
             with open(temp / "data", "rb") as f:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             continue
-        except FileNotFoundError:
+        except FileNotFoundError:  # its process died before the first byte, or finished while this looked
             pass
         shutil.rmtree(temp, ignore_errors=True)
 
