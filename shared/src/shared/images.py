@@ -79,7 +79,7 @@ def _decode_jpeg(data: bytes, size: int) -> tuple[np.ndarray, int, int, int] | N
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             orientation = _orientation(image)
     if pixels.shape[:2] != (size, size):
-        pixels = _resize(Image.fromarray(pixels), size)
+        pixels = resize(Image.fromarray(pixels), size)
     return pixels, width, height, orientation
 
 
@@ -89,7 +89,7 @@ def _decode_any(data: bytes, size: int) -> tuple[np.ndarray, int, int, int]:
         _check_pixels(width, height)
         orientation = _orientation(image)
         rgb = _to_rgb(image)
-    return _resize(rgb, size), width, height, orientation
+    return resize(rgb, size), width, height, orientation
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -107,7 +107,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resize(image: Image.Image, size: int) -> np.ndarray:
+def resize(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB image stretched to uint8 [size, size, 3], antialiased; unchanged if it has that size."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)

@@ -1,14 +1,20 @@
 """PreprocessJob: raw images -> Dataset."""
 
+import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from preprocessing import device, sources, table, write
+from preprocessing import cifar10, device, sources, table, write
+from preprocessing.archives import open_archive
 from preprocessing.decode import decode_all
 from preprocessing.layouts import pick_size, read_layout
-from preprocessing.tree import scan
-from shared.artifacts import publish, stage
+from preprocessing.rows import Rows
+from preprocessing.tree import Tree, scan
+from shared.artifacts import publish, sha256, stage
 from shared.attempt import Attempt, attempt
 from shared.datasets import Spec
 from shared.jobs import PreprocessJob
@@ -22,27 +28,58 @@ def run(job_id: str) -> dict[str, Any]:
 def prepare(job: PreprocessJob, ctx: Attempt) -> dict[str, Any]:
     """Read the source, decode its images, arrange and publish them as a Dataset. Returns the manifest's summary."""
     path = sources.locate(job.source, ctx)
-    tree = scan(str(path), str(ctx.settings.imports))
-    layout = read_layout(tree)
-    size = job.size or pick_size(tree, layout)
     # Unlinked from the start: whatever ends this process, the volume gets the space back.
     with TemporaryFile(dir=ctx.work) as pixels:
-        rows = decode_all(tree, layout, size, job.seed, pixels.fileno(), ctx)
+        with _open_tree(path, ctx) as tree:
+            labels, size, rows = _decode(tree, job, pixels.fileno(), ctx)
         xp, frames = device.choose(ctx.settings.device)
-        arranged = table.arrange(frames, rows, layout.labels, job.validation, job.test)
+        arranged = table.arrange(frames, rows, labels, job.validation, job.test)
         staging = stage(ctx.root, ctx.job_id)
         try:
             mean, std = write.write_pixels(staging, arranged, pixels.fileno(), size, xp, ctx)
-            spec = Spec(size, layout.labels, mean, std)
-            write.write_index(staging, arranged, layout.labels, frames)
+            spec = Spec(size, labels, mean, std)
+            write.write_index(staging, arranged, labels, frames)
             stats = write.write_stats(staging, arranged, rows, spec)
-            summary = {"dataset_id": job.dataset_id, "name": job.name, "images": stats["images"],
-                       "classes": len(layout.labels), "size": size, "skipped": len(rows.skipped),
-                       "duplicates": arranged.duplicates["images"], "conflicts": arranged.conflicts["images"]}
             ctx.report("publish", 0, 1)
             manifest = publish(ctx.root, staging, job.target, {
-                "name": job.name, "parents": {"source": job.source}, "spec": spec.to_json(), "summary": summary})
+                "name": job.name, "parents": {"source": job.source, "sha256": _digest(path, rows)},
+                "spec": spec.to_json(), "summary": _summary(job, size, stats)})
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     ctx.report("publish", 1, 1)
     return dict(manifest["summary"])
+
+
+@contextmanager
+def _open_tree(path: Path, ctx: Attempt) -> Iterator[Tree]:
+    if path.is_dir():
+        yield scan(str(path), str(ctx.settings.imports))
+    else:
+        with open_archive(path, ctx) as tree:
+            yield tree
+
+
+def _decode(tree: Tree, job: PreprocessJob, pixels_fd: int, ctx: Attempt) -> tuple[tuple[str, ...], int, Rows]:
+    """The classes' names, the size of an image, and what is known of each; the pixels go to `pixels_fd`."""
+    ctx.report("read", 0, 1)
+    batches = cifar10.find(tree)
+    if batches:
+        size = job.size or cifar10.SIDE
+        return cifar10.LABELS, size, cifar10.decode_cifar10(tree, batches, size, job.seed, pixels_fd, ctx)
+    layout = read_layout(tree)
+    size = job.size or pick_size(tree, layout)
+    return layout.labels, size, decode_all(tree, layout, size, job.seed, pixels_fd, ctx)
+
+
+def _digest(path: Path, rows: Rows) -> str:
+    """SHA-256 of the source: of the archive's bytes, or of a folder's list of paths and their images' SHA-256."""
+    if path.is_file():
+        return sha256(path)
+    listed = "".join(f"{path}\0{digest}\n" for path, digest in sorted(zip(rows.paths, rows.sha256, strict=True)))
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _summary(job: PreprocessJob, size: int, stats: dict[str, Any]) -> dict[str, Any]:
+    return {"dataset_id": job.dataset_id, "name": job.name, "images": stats["images"],
+            "classes": len(stats["classes"]["train"]), "size": size, "skipped": stats["skipped"]["images"],
+            "duplicates": stats["duplicates"]["images"], "conflicts": stats["conflicts"]["images"]}

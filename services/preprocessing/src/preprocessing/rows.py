@@ -32,6 +32,16 @@ class Rows:
         self.widths = np.zeros(n, np.int32)
         self.heights = np.zeros(n, np.int32)
 
+    @classmethod
+    def joined(cls, parts: "list[Rows]") -> "Rows":
+        """One after the other; the parts have skipped nothing."""
+        rows = cls([path for part in parts for path in part.paths],
+                   np.concatenate([part.labels for part in parts]), np.concatenate([part.splits for part in parts]))
+        rows.sha256 = [digest for part in parts for digest in part.sha256]
+        for column in ("keys", "widths", "heights"):
+            setattr(rows, column, np.concatenate([getattr(part, column) for part in parts]))
+        return rows
+
 
 def rank_key(seed: int, sha256: str) -> int:
     """The first 64 bits of SHA-256(seed and content), the content standing there by its own SHA-256."""

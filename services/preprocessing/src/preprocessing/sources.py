@@ -3,12 +3,17 @@
 import os
 from pathlib import Path
 
+from preprocessing.download import UNAVAILABLE, download
 from shared.artifacts import read_json
 from shared.attempt import Attempt
 from shared.errors import NotFound, Refused
 from shared.jobs import check_id
 
-UNAVAILABLE = "source_unavailable"
+# The official page, https://www.cs.toronto.edu/~kriz/cifar.html, gives its MD5, c32a1d4ab5d03f1284b67883e8d87530. The
+# SHA-256 of the file with that MD5 is pinned alike by gomlx/gomlx (examples/cifar/cifar.go) and by
+# ankane/torchvision-ruby (lib/torchvision/datasets/cifar10.rb).
+CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+REMEDY = "upload the archive (`--data PATH` with a file or folder of it), or set CIFAR10_URL to a mirror"
 
 
 def locate(source: str, ctx: Attempt) -> Path:
@@ -19,6 +24,9 @@ def locate(source: str, ctx: Attempt) -> Path:
     """
     word, _, rest = source.partition(":")
     match word:
+        case "cifar10":
+            return download(ctx.settings.cifar10_url, ctx.root / "raw" / "cifar10" / "cifar-10-binary.tar.gz",
+                            CIFAR10_SHA256, REMEDY, ctx)
         case "upload":
             return _upload(ctx, check_id(rest, "upload id"))
         case "import":
