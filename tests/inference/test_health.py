@@ -11,8 +11,8 @@ from .conftest import RED, png
 def samples(client: FlaskClient) -> dict[tuple[str, ...], float]:
     """(name, values of the labels in their alphabetical order...) -> value of what /metrics answers."""
     text = client.get("/metrics").text
-    return {(s.name, *(v for _, v in sorted(s.labels.items()))): s.value for family in text_string_to_metric_families(text)
-            for s in family.samples}
+    found = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    return {(s.name, *(value for _, value in sorted(s.labels.items()))): s.value for s in found}
 
 
 def test_without_a_promotion_the_api_lives_and_is_not_ready(client: FlaskClient) -> None:

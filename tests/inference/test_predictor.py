@@ -16,6 +16,8 @@ from .conftest import until
 class HeldSession:
     """Answers each image with the value of its first pixel, once `go` is set; notes the batches it ran."""
 
+    device = "cpu"
+
     def __init__(self) -> None:
         self.go, self.batches, self.closed = threading.Event(), [], False
         self.running = threading.Event()

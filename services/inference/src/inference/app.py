@@ -13,7 +13,7 @@ from inference.loaded import LoadedModels
 from inference.metrics import Jobs, Meters
 from inference.patience import impatient
 from shared.ledger import Ledger
-from shared.settings import Settings, load
+from shared.settings import Settings, load, threads
 
 PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -28,7 +28,7 @@ def create_app(settings: Settings) -> Flask:
     redis = impatient(settings)
     ledger = Ledger(settings.artifacts, redis)
     meters.registry.register(Jobs(ledger))
-    loaded = LoadedModels(settings.artifacts, meters, max(1, settings.cpu_threads), settings.refresh_s)
+    loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s)
     intake = Intake(memory=8 * settings.request_limit_mib << 20)
     app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake)
     errors.register(app)

@@ -92,4 +92,4 @@ class Memory:
             session.close()
             raise
         predictor = Predictor(session, self._meters, f"{model} {variant}")
-        return Loaded(model, variant, digest, spec, getattr(session, "device", "cpu"), predictor)
+        return Loaded(model, variant, digest, spec, session.device, predictor)

@@ -23,8 +23,9 @@ class Meters:
         self.registry = CollectorRegistry()
         self.requests = Counter("lanner_requests_total", "requests answered", ["method", "route", "code"],
                                 registry=self.registry)
-        self.seconds = Histogram("lanner_predict_seconds", "time in decode and queue per request, in compute per batch",
+        seconds = Histogram("lanner_predict_seconds", "time in decode and queue per request, in compute per batch",
                                  ["stage"], buckets=SECONDS, registry=self.registry)
+        self.decode, self.queue, self.compute = (seconds.labels(s) for s in ("decode", "queue", "compute"))
         self.batch = Histogram("lanner_batch_images", "images run together", buckets=IMAGES, registry=self.registry)
         self.images = Counter("lanner_images_total", "images predicted", ["model"], registry=self.registry)
         self.loaded = Gauge("lanner_loaded_variants", "variants in memory", registry=self.registry)

@@ -39,7 +39,7 @@ def _scores(context: Api, name: str, images: Sequence[Image]) -> tuple[Served, n
         served = context.loaded.resolve(name, alias, version, variant)
         began = time.monotonic()
         batch = decode_all(images, served.loaded.spec.size)
-        context.meters.seconds.labels("decode").observe(time.monotonic() - began)
+        context.meters.decode.observe(time.monotonic() - began)
         try:
             answer = served.loaded.predictor.submit(batch)
             return served, answer.result(max(0.0, deadline - time.monotonic()))

@@ -98,7 +98,7 @@ class Predictor:
             return
         began = time.monotonic()
         for w in batch:
-            self._meters.seconds.labels("queue").observe(began - w.since)
+            self._meters.queue.observe(began - w.since)
         images = batch[0].images if len(batch) == 1 else np.concatenate([w.images for w in batch])
         try:
             parts = [self._session.run(images[i:i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
@@ -107,7 +107,7 @@ class Predictor:
             for w in batch:
                 w.answer.set_exception(e)
             return
-        self._meters.seconds.labels("compute").observe(time.monotonic() - began)
+        self._meters.compute.observe(time.monotonic() - began)
         self._meters.batch.observe(len(images))
         start = 0
         for w in batch:

@@ -15,7 +15,9 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
 
 
 class Session(Protocol):
-    """One loaded Variant. Not thread-safe: one caller at a time."""
+    """One loaded Variant. Not thread-safe: one caller at a time. `device` is what computes: cpu, or the GPU's name."""
+
+    device: str
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] RGB -> float32 [N, classes] probabilities, N >= 1."""

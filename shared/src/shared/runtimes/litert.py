@@ -15,6 +15,8 @@ class LiteRTSession:
     Re-planning takes 25 to 80 microseconds on a 32x32 network of three convolutions, so nothing is padded.
     """
 
+    device = "cpu"
+
     def __init__(self, path: Path, threads: int = 1):
         """Raises Damaged when the file is no TFLite model, or one with another signature than a Variant's."""
         try:

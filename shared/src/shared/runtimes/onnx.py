@@ -12,6 +12,8 @@ from shared.runtimes import check_batch, check_signature
 class OnnxSession:
     """An ONNX file as a Session. The file is read whole: it has no external data."""
 
+    device = "cpu"
+
     def __init__(self, path: Path, threads: int = 1):
         """Raises Damaged when the file is no ONNX model, or one with another signature than a Variant's."""
         options = ort.SessionOptions()
