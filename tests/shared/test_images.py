@@ -1,0 +1,168 @@
+"""The one meaning of an image."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.errors import Refused
+from shared.images import decode, decode_sized, measure
+
+CORNERS = np.zeros((48, 64, 3), np.uint8)  # red, green; blue, white
+CORNERS[:24, :32], CORNERS[:24, 32:], CORNERS[24:, :32], CORNERS[24:, 32:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), 255
+
+
+def encode(image: Image.Image, format: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def names(pixels: np.ndarray) -> list[str]:
+    """The colours at the four corners, row by row."""
+    known = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 1): "white", (0, 0, 0): "black"}
+    return [known[tuple(int(v > 127) for v in pixels[y, x])] for y in (4, -5) for x in (4, -5)]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("size", [32, 40, 64, 256])
+def test_every_format_comes_out_as_rgb_uint8_at_the_size(format: str, size: int) -> None:
+    pixels = decode(encode(Image.fromarray(CORNERS), format), size)
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert names(pixels) == ["red", "green", "blue", "white"]
+
+
+def test_an_image_of_the_size_keeps_its_pixels() -> None:
+    exact = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(decode(encode(Image.fromarray(exact), "PNG"), 32), exact)
+
+
+def test_grey_becomes_rgb() -> None:
+    grey = Image.fromarray(np.full((40, 40), 90, np.uint8))
+    for format in ("JPEG", "PNG"):
+        assert np.array_equal(decode(encode(grey, format), 32), np.full((32, 32, 3), 90, np.uint8))
+
+
+def test_16_bit_grey_keeps_its_upper_8_bits() -> None:
+    deep = Image.fromarray(np.full((40, 40), 90 * 256 + 17, np.uint16))
+    assert np.array_equal(decode(encode(deep, "PNG"), 32), np.full((32, 32, 3), 90, np.uint8))
+
+
+def test_a_palette_becomes_rgb() -> None:
+    assert names(decode(encode(Image.fromarray(CORNERS).quantize(4), "PNG"), 32)) == ["red", "green", "blue", "white"]
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_transparency_is_laid_on_white(format: str) -> None:
+    rgba = Image.fromarray(CORNERS).convert("RGBA")
+    rgba.putalpha(Image.fromarray(np.where(np.arange(64) < 32, 0, 255).astype(np.uint8)[None].repeat(48, 0)))
+    assert names(decode(encode(rgba, format), 32)) == ["white", "green", "white", "white"]
+
+
+def test_a_transparent_palette_is_laid_on_white() -> None:
+    palette = Image.fromarray(CORNERS).quantize(4)
+    red = palette.getpixel((2, 2))
+    assert names(decode(encode(palette, "PNG", transparency=red), 32)) == ["white", "green", "blue", "white"]
+
+
+def test_cmyk_becomes_rgb() -> None:
+    data = encode(Image.fromarray(CORNERS).convert("CMYK"), "JPEG")
+    assert names(decode(data, 32)) == ["red", "green", "blue", "white"]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("orientation", "upright"), [
+    (1, ["red", "green", "blue", "white"]), (2, ["green", "red", "white", "blue"]),
+    (3, ["white", "blue", "green", "red"]), (4, ["blue", "white", "red", "green"]),
+    (5, ["red", "blue", "green", "white"]), (6, ["blue", "red", "white", "green"]),
+    (7, ["white", "green", "blue", "red"]), (8, ["green", "white", "red", "blue"])])
+def test_exif_orientation_is_applied(format: str, orientation: int, upright: list[str]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(CORNERS), format, exif=exif)
+    pixels, width, height = decode_sized(data, 32)
+    assert names(pixels) == upright
+    assert (width, height) == ((48, 64) if orientation > 4 else (64, 48))
+    assert measure(data) == (width, height)
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for format in ("PNG", "JPEG"):
+        pixels = decode(encode(Image.fromarray(stripes), format, **({"quality": 95} if format == "JPEG" else {})), 32)
+        assert abs(pixels[2:-2, 2:-2].astype(int) - 127).max() <= 6
+
+
+def test_a_jpeg_decoded_small_agrees_with_one_decoded_whole() -> None:
+    small = np.random.default_rng(3).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    photo = Image.fromarray(small).resize((1600, 1200), Image.Resampling.BICUBIC)
+    jpeg, png = decode(encode(photo, "JPEG", quality=95), 64), decode(encode(photo, "PNG"), 64)
+    assert abs(jpeg.astype(int) - png.astype(int)).mean() < 2
+
+
+def test_the_same_bytes_give_the_same_pixels() -> None:
+    data = encode(Image.fromarray(CORNERS), "JPEG")
+    assert np.array_equal(decode(data, 40), decode(bytes(data), 40))
+
+
+def _png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(
+        b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+def _jpeg_claiming(width: int, height: int) -> bytes:
+    data = bytearray(encode(Image.fromarray(CORNERS), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5:at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("claim", [_png_claiming, _jpeg_claiming])
+@pytest.mark.parametrize("side", [5001, 8000, 60000])
+def test_too_many_pixels_are_refused_before_decoding(claim: Callable[[int, int], bytes], side: int) -> None:
+    with pytest.raises(Refused, match="pixels") as e:
+        decode(claim(side, side), 32)
+    assert e.value.code == "bad_image"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
+def test_cut_off_images_are_refused(format: str, kept: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, format)
+    with pytest.raises(Refused) as e:
+        decode(data[:int(len(data) * kept)], 32)
+    assert e.value.code == "bad_image"
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM"])
+def test_other_formats_are_refused(format: str) -> None:
+    with pytest.raises(Refused, match="JPEG, PNG or WebP"):
+        decode(encode(Image.fromarray(CORNERS), format), 32)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0" + b"\0" * 100, b"\0" * 4096])
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(Refused):
+        decode(data, 32)
+    with pytest.raises(Refused):
+        measure(data)
+
+
+def test_broken_metadata_does_not_spoil_the_picture() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(CORNERS), "JPEG", exif=exif)
+    at = data.index(b"Exif\0\0") + 6
+    assert names(decode(data[:at] + b"\xff" * 12 + data[at + 12:], 32)) == ["red", "green", "blue", "white"]
