@@ -6,7 +6,7 @@ import signal
 
 from flask import Flask, Response, request
 
-from inference import catalogue, errors, events, examples, health, jobs, page, pipelines, predict, uploads
+from inference import catalogue, errors, events, examples, health, jobs, openapi, page, pipelines, predict, uploads
 from inference.body import Intake
 from inference.context import Api, api
 from inference.loaded import LoadedModels
@@ -32,7 +32,7 @@ def create_app(settings: Settings) -> Flask:
     intake = Intake(memory=8 * settings.request_limit_mib << 20)
     app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake)
     errors.register(app)
-    for part in (catalogue, events, examples, health, jobs, page, pipelines, predict, uploads):
+    for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads):
         app.register_blueprint(part.bp)
     app.before_request(_refuse_other_sites)
     app.after_request(_safe_headers)

@@ -1,0 +1,70 @@
+"""GET /openapi.json: the routes for tools. A test holds the table to the app's own routes."""
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+
+bp = Blueprint("openapi", __name__)
+
+QUERY = {
+    ("get", "/v1/jobs"): ("state", "kind", "limit"), ("get", "/v1/pipelines"): ("limit",),
+    ("get", "/v1/jobs/{job_id}/events"): ("format", "after"), ("put", "/v1/uploads/{upload_id}"): ("filename",),
+    ("post", "/v1/models/{name}/predict"): ("alias", "version", "variant", "top_k"),
+}
+JSON = "application/json"
+IMAGES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream", "multipart/form-data", JSON)
+# method, path, what it does, status on success, what it answers, forms of its body
+ROUTES = (
+    ("get", "/", "The page for people", 200, "text/html", ()),
+    ("get", "/openapi.json", "This description", 200, JSON, ()),
+    ("get", "/livez", "Whether the process answers", 200, JSON, ()),
+    ("get", "/readyz", "Which models answer; 503 while there is none", 200, JSON, ()),
+    ("get", "/metrics", "Measurements for Prometheus", 200, "text/plain", ()),
+    ("get", "/v1/uploads", "Every upload", 200, JSON, ()),
+    ("put", "/v1/uploads/{upload_id}", "Send a zip or tar of images", 201, JSON, ("application/octet-stream",)),
+    ("get", "/v1/uploads/{upload_id}", "Size and SHA-256 of an upload", 200, JSON, ()),
+    ("delete", "/v1/uploads/{upload_id}", "Delete an upload", 204, "", ()),
+    ("post", "/v1/pipelines", "Data to endpoint: preprocess, train, optimize", 202, JSON, (JSON,)),
+    ("get", "/v1/pipelines", "The latest pipelines", 200, JSON, ()),
+    ("get", "/v1/pipelines/{pipeline_id}", "A pipeline with its jobs", 200, JSON, ()),
+    ("post", "/v1/jobs", "Submit one stage", 202, JSON, (JSON,)),
+    ("get", "/v1/jobs", "The latest jobs", 200, JSON, ()),
+    ("get", "/v1/jobs/{job_id}", "A job: state, progress, attempts, result", 200, JSON, ()),
+    ("get", "/v1/jobs/{job_id}/events", "What happened to a job, live", 200, "text/event-stream", ()),
+    ("post", "/v1/jobs/{job_id}/cancel", "Ask a job to end", 202, JSON, ()),
+    ("get", "/v1/datasets", "Every dataset", 200, JSON, ()),
+    ("get", "/v1/datasets/{dataset_id}", "A dataset: manifest and statistics", 200, JSON, ()),
+    ("get", "/v1/datasets/{dataset_id}/images/{split}/{number}", "One image of a dataset", 200, "image/png", ()),
+    ("get", "/v1/models", "Every name with its versions and aliases", 200, JSON, ()),
+    ("get", "/v1/models/{name}", "A name: versions, variants, aliases", 200, JSON, ()),
+    ("get", "/v1/models/{name}/versions/{number}", "One version", 200, JSON, ()),
+    ("put", "/v1/models/{name}/aliases/{alias}", "Point an alias at a variant of a version", 200, JSON, (JSON,)),
+    ("post", "/v1/models/{name}/predict", "Label images", 200, JSON, IMAGES),
+    ("get", "/v1/cards/{model_id}", "The release card, as JSON or HTML", 200, JSON, ()),
+)
+
+
+def describe() -> dict[str, Any]:
+    """The API as OpenAPI 3.1."""
+    error = {"type": "object", "properties": {"error": {
+        "type": "object", "required": ["code", "message"],
+        "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}}}
+    failed = {"description": "what went wrong, in words", "content": {JSON: {"schema": error}}}
+    paths: dict[str, Any] = {}
+    for method, path, summary, status, answer, bodies in ROUTES:
+        inside = [part.split("}")[0] for part in path.split("{")[1:]]
+        asked = QUERY.get((method, path), ())
+        integers = ("number", "version", "top_k", "limit")
+        parameters = [{"name": n, "in": where, "required": where == "path",
+                       "schema": {"type": "integer" if n in integers else "string"}}
+                      for where, names in (("path", inside), ("query", asked)) for n in names]
+        told: dict[str, Any] = {"description": summary} | ({"content": {answer: {}}} if answer else {})
+        paths.setdefault(path, {})[method] = {
+            "summary": summary, "parameters": parameters, "responses": {str(status): told, "default": failed},
+            **({"requestBody": {"content": {kind: {} for kind in bodies}}} if bodies else {})}
+    return {"openapi": "3.1.0", "info": {"title": "Lanner", "version": "1"}, "paths": paths}
+
+
+@bp.get("/openapi.json")
+def get() -> Response:
+    return jsonify(describe())

@@ -1,0 +1,146 @@
+// The page: it talks to the same routes as every other client, and shows text from the server as text only.
+const $ = id => document.getElementById(id);
+const ENDED = ["succeeded", "failed", "cancelled"];
+
+function el(tag, attributes = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), attributes);
+  node.append(...children);
+  return node;
+}
+
+async function call(path, options) {
+  const response = await fetch(path, options);
+  const body = await response.json();
+  if (!response.ok) throw new Error(body.error?.message ?? `${path} answered ${response.status}`);
+  return body;
+}
+
+const post = (path, value) => call(path, {method: "POST", body: JSON.stringify(value), headers: {"Content-Type": "application/json"}});
+
+// A new model
+
+function upload(file) {  // fetch tells no progress of what it sends
+  const id = "u-" + [...crypto.getRandomValues(new Uint8Array(8))].map(b => b.toString(16).padStart(2, "0")).join("");
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("PUT", `/v1/uploads/${id}?filename=${encodeURIComponent(file.name)}`);
+    request.upload.onprogress = e => { $("sent").value = e.loaded / e.total; };
+    request.onerror = () => reject(new Error("the upload broke off: send it again"));
+    request.onload = () => {
+      const body = JSON.parse(request.responseText);
+      request.status < 300 ? resolve(body) : reject(new Error(body.error.message));
+    };
+    request.send(file);
+  });
+}
+
+$("pipeline").addEventListener("submit", async event => {
+  event.preventDefault();
+  const form = event.target, {source, file, recipe, epochs, name} = form.elements, button = form.querySelector("button");
+  button.disabled = true;
+  $("said").className = "";
+  try {
+    const body = {source: "cifar10", train: {recipe: recipe.value}};
+    if (source.value === "upload") {
+      if (!file.files.length) throw new Error("choose an archive first: a zip or tar with one folder a class");
+      $("sent").hidden = false;
+      $("said").textContent = `sending ${file.files[0].name}`;
+      body.source = `upload:${(await upload(file.files[0])).id}`;
+    }
+    if (epochs.value) body.train.epochs = Number(epochs.value);
+    if (name.value) body.name = name.value;
+    const accepted = await post("/v1/pipelines", body);
+    $("said").textContent = `${accepted.pipeline} is accepted: ${accepted.name}`;
+  } catch (error) {
+    $("said").className = "bad";
+    $("said").textContent = error.message;
+  }
+  $("sent").hidden = true;
+  button.disabled = false;
+  refresh();
+});
+$("pipeline").elements.file.addEventListener("change", () => { $("pipeline").elements.source.value = "upload"; });
+
+// Jobs
+
+const seconds = s => s < 90 ? `${Math.round(s)} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`;
+const number = v => typeof v === "number" ? String(Number(v.toPrecision(4))) : v;
+
+function jobItem(job) {
+  const p = job.state === "running" ? job.progress : null, over = ENDED.includes(job.state);
+  const metrics = Object.entries(p?.metrics ?? {}).map(([k, v]) => `${k} ${number(v)}`).join(", ");
+  const says = job.error?.message ?? [p?.stage, p?.percent != null ? `${p.percent} %` : "", p?.eta_s != null ? `${seconds(p.eta_s)} left` : "",
+    metrics].filter(Boolean).join(" · ");
+  const bar = el("progress", {max: 100, ariaLabel: `${job.kind} of ${job.job.name}`});
+  if (job.state !== "running") bar.value = job.state === "succeeded" ? 100 : 0;
+  else if (p?.percent != null) bar.value = p.percent;
+  const cancel = el("button", {type: "button", textContent: job.cancel_asked ? "cancelling" : "cancel", disabled: job.cancel_asked,
+    onclick: async () => {
+      cancel.blur();
+      await call(`/v1/jobs/${job.id}/cancel`, {method: "POST"}).catch(error => { cancel.title = error.message; });
+      refresh();
+    }});
+  return el("li", {}, el("div", {className: "row"}, el("b", {textContent: job.kind}), el("span", {textContent: job.job.name}),
+    el("span", {textContent: job.state, className: job.state === "failed" ? "bad" : "soft"}),
+    el("small", {textContent: says, className: job.error ? "bad" : ""}), over ? el("small", {textContent: job.id}) : cancel), bar);
+}
+
+// Models
+
+function modelItem(model) {
+  const rows = Object.entries(model.aliases).map(([alias, to]) => el("div", {className: "row"},
+    el("span", {textContent: `${alias} → version ${to.version}, ${to.variant}`}),
+    el("small", {textContent: to.manifest_sha256.slice(0, 12)}),
+    el("a", {href: `/v1/cards/${to.model}.html`, textContent: "release card"})));
+  return el("li", {}, el("b", {textContent: model.name}), ` ${Object.keys(model.versions).length} version(s)`, ...rows);
+}
+
+// Trying it
+
+async function predict(file) {
+  const name = $("model").value, began = performance.now();
+  const image = el("img", {src: URL.createObjectURL(file), alt: file.name});
+  $("answer").replaceChildren(image);
+  try {
+    if (!name) throw new Error("no model is promoted yet: start one");
+    const headers = {"Content-Type": file.type || "application/octet-stream"};
+    const answer = await call(`/v1/models/${encodeURIComponent(name)}/predict`, {method: "POST", body: file, headers});
+    const took = performance.now() - began;
+    for (const {label, probability} of answer.predictions[0].top)
+      $("answer").append(el("div", {}, el("span", {textContent: label, title: label}), el("progress", {max: 1, value: probability, ariaLabel: label}),
+        `${(100 * probability).toFixed(1)} %`));
+    $("answer").append(el("small", {textContent: `version ${answer.version}, ${answer.variant} on ${answer.device}, ${took.toFixed(0)} ms`}));
+  } catch (error) {
+    $("answer").append(el("p", {className: "bad", textContent: error.message}));
+  }
+}
+
+$("image").addEventListener("change", event => event.target.files.length && predict(event.target.files[0]));
+for (const type of ["dragenter", "dragover", "dragleave", "drop"])
+  $("drop").addEventListener(type, event => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", type === "dragenter" || type === "dragover");
+    if (type === "drop" && event.dataTransfer.files.length) predict(event.dataTransfer.files[0]);
+  });
+
+// Keeping it fresh
+
+async function refresh() {
+  try {
+    const [{jobs}, {models}, ready] = await Promise.all([call("/v1/jobs?limit=12"), call("/v1/models"),
+      fetch("/readyz").then(r => r.json())]);
+    if (!$("jobs").contains(document.activeElement))  // a button that somebody is about to press stays
+      $("jobs").replaceChildren(...(jobs.length ? jobs.map(jobItem) : [el("li", {className: "soft", textContent: "none yet"})]));
+    $("models").replaceChildren(...(models.length ? models.map(modelItem) : [el("li", {className: "soft", textContent: "none yet"})]));
+    const names = [...new Set(ready.models.filter(m => m.alias === "production").map(m => m.name))];
+    if (names.join() !== [...$("model").options].map(o => o.value).join())
+      $("model").replaceChildren(...names.map(name => el("option", {textContent: name, value: name})));
+    $("ready").textContent = [ready.ready ? `serving ${ready.models.length}` : "no model yet",
+      ...(ready.refused.length ? [`${ready.refused.length} refused`] : []), ...(ready.redis ? [] : ["the queue does not answer"])].join(", ");
+  } catch {
+    $("ready").textContent = "the API does not answer";
+  }
+}
+
+refresh();
+setInterval(() => { if (!document.hidden) refresh(); }, 1000);

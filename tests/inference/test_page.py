@@ -1,0 +1,68 @@
+"""The page and the description of the routes, held to the app."""
+
+import re
+from pathlib import Path
+
+from flask import Flask
+from flask.testing import FlaskClient
+
+import inference
+
+STATIC = Path(inference.__file__).parent / "static"
+DOCUMENT = Path(__file__).parents[2] / "docs/api.md"
+
+
+def routes(app: Flask) -> set[tuple[str, str]]:
+    """(method, path) as OpenAPI writes them."""
+    return {(method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+            for rule in app.url_map.iter_rules() if rule.endpoint != "static"
+            for method in rule.methods or () if method in ("GET", "PUT", "POST", "DELETE")}
+
+
+def test_the_description_has_every_route_and_no_other(app: Flask, client: FlaskClient) -> None:
+    described = client.get("/openapi.json").json
+    assert {(method, path) for path, item in described["paths"].items() for method in item} == routes(app)
+    for path, item in described["paths"].items():
+        for method, operation in item.items():
+            inside = [p["name"] for p in operation["parameters"] if p["in"] == "path"]
+            assert inside == re.findall(r"{(\w+)}", path), (method, path)
+
+
+def test_the_document_names_every_route_and_every_error_code(app: Flask) -> None:
+    text = DOCUMENT.read_text()
+    assert {path for _, path in routes(app) if path not in text} == set()
+    sources = "".join(path.read_text() for path in STATIC.parent.glob("*.py"))
+    codes = set(re.findall(r'",\s+"([a-z_]+)"\)', sources))  # the last argument of an error
+    assert len(codes) > 12
+    assert {code for code in codes if f"`{code}`" not in text} == set()
+
+
+def test_the_page_comes_with_all_that_it_names(client: FlaskClient) -> None:
+    page = client.get("/")
+    assert (page.status_code, page.mimetype) == (200, "text/html")
+    named = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert len(named) == 3
+    for path in named:
+        assert path.startswith("/static/")
+        with client.get(path) as answer:
+            assert answer.status_code == 200
+
+
+def test_the_page_needs_no_other_site_and_no_inline_script(client: FlaskClient) -> None:
+    text = client.get("/").text + (STATIC / "app.js").read_text() + (STATIC / "style.css").read_text()
+    assert not re.findall(r"https?://|<style|<script>|\bon\w+=\"|innerHTML", text)
+    assert "default-src 'self'" in client.get("/").headers["Content-Security-Policy"]
+
+
+def test_the_page_asks_for_routes_that_exist(app: Flask) -> None:
+    script = (STATIC / "app.js").read_text()
+    asked = {re.sub(r"\$\{[^}]*\}", "{}", path).split("?")[0].removesuffix(".html")
+             for path in re.findall(r"[\"`](/(?:v1/|readyz)[^\"`]*)[\"`]", script)}
+    known = {re.sub(r"\{\w+\}", "{}", path) for _, path in routes(app)}
+    assert len(asked) >= 7
+    assert asked <= known
+
+
+def test_every_element_that_the_script_looks_up_is_on_the_page(client: FlaskClient) -> None:
+    looked_up = set(re.findall(r"\$\(\"(\w+)\"\)", (STATIC / "app.js").read_text()))
+    assert looked_up <= set(re.findall(r'id="(\w+)"', client.get("/").text))
