@@ -56,7 +56,7 @@ class Training:
             Stopped, Cancelled: asked to, with a checkpoint written.
             Refused: the loss is no longer a number.
         """
-        self._resume()
+        self.resume()
         step, writer = step_function(self), tf.summary.create_file_writer(str(self.ctx.work / "logs"))
         with writer.as_default():
             while len(self.history) < self.recipe.epochs and not self._waited_long_enough():
@@ -108,8 +108,9 @@ class Training:
         return cross_entropy(found, labels), float((found.argmax(1) == labels).mean())
 
     def _waited_long_enough(self) -> bool:
+        found = [entry["validation_accuracy"] for entry in self.history]
         patience = self.recipe.early_stopping
-        return bool(patience and self.history) and len(self.history) - 1 - best_epoch(self.history) >= patience
+        return bool(patience and found) and len(found) - 1 - found.index(max(found)) >= patience
 
     def _report(self, steps_done: int) -> None:
         """Tell progress over the whole training, with the means of the epoch so far."""
@@ -148,7 +149,7 @@ class Training:
         checkpoints.save(self.ctx.work, self.step, state, arrays)
         self._saved = time.monotonic()
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
         """Take up the newest whole checkpoint of this recipe and seed, if there is one."""
         state, arrays = checkpoints.newest(self.ctx.work) or ({}, {})
         wanted = json.loads(json.dumps(dataclasses.asdict(self.recipe)))

@@ -1,0 +1,147 @@
+"""A training that was stopped, or finds broken checkpoints, ends bit for bit as one that was left alone."""
+
+import dataclasses
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared import attempt
+from shared.attempt import Attempt, Cancelled, Stopped
+from shared.datasets import Dataset
+from shared.jobs import TrainJob
+from shared.ledger import Ledger
+from training import checkpoints, device, fitting
+from training.jobs import train
+from training.recipes import resolve
+
+STEPS_AN_EPOCH = 11  # of 90 training images in batches of 8; then validation looks once
+JOB = TrainJob("m-1", "d-120-32-0", "colours", epochs=2)
+NewAttempt = Callable[..., Attempt]
+
+
+class StoppedAtLook(Attempt):
+    """An attempt whose worker is asked to stop just before the body looks for the n-th time (from 0)."""
+
+    def __init__(self, ctx: Attempt, look: int):
+        self.__dict__.update(ctx.__dict__)
+        self.left = look
+
+    @property
+    def should_stop(self) -> bool:
+        if self.left == 0:
+            attempt.ask_stop(signal.SIGUSR1, None)
+        self.left -= 1
+        return super().should_stop
+
+
+@pytest.fixture(autouse=True)
+def _nobody_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attempt._stop, "asked", False)
+
+
+def begin(ctx: Attempt, job: TrainJob) -> fitting.Training:
+    device.prepare(ctx.settings)
+    dataset = Dataset(ctx.root, job.dataset_id)
+    return fitting.Training(dataset, resolve(job, len(dataset.labels("train"))), job.seed, ctx)
+
+
+def fit(ctx: Attempt, job: TrainJob) -> fitting.Training:
+    training = begin(ctx, job)
+    training.fit()
+    return training
+
+
+def stop_at(look: int, ctx: Attempt, job: TrainJob) -> None:
+    with pytest.raises(Stopped):
+        fit(StoppedAtLook(ctx, look), job)
+    attempt._stop["asked"] = False
+
+
+def assert_equal(resumed: fitting.Training, alone: fitting.Training) -> None:
+    times = ("seconds", "cpu_seconds")
+    histories = [[{k: v for k, v in entry.items() if k not in times} for entry in t.history] for t in (resumed, alone)]
+    assert histories[0] == histories[1]
+    for a, b in zip(resumed.model.variables, alone.model.variables, strict=True):
+        assert np.array_equal(a.numpy(), b.numpy()), a.path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, write_dataset) -> Path:
+    root = tmp_path_factory.mktemp("resume")
+    write_dataset(root, images=120)
+    return root
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path, new_attempt: NewAttempt) -> fitting.Training:
+    return fit(new_attempt(root, JOB, "j-alone"), JOB)
+
+
+def test_stopped_in_an_epoch_before_and_after_validation_equals_uninterrupted(
+        root: Path, new_attempt: NewAttempt, alone: fitting.Training) -> None:
+    for look, step, epochs in ((4, 4, 0), (STEPS_AN_EPOCH - 4, STEPS_AN_EPOCH, 0), (1, STEPS_AN_EPOCH, 1)):
+        ctx = new_attempt(root, JOB, "j-stopped")
+        stop_at(look, ctx, JOB)
+        state, _ = checkpoints.newest(ctx.work)
+        assert (state["step"], len(state["history"])) == (step, epochs)
+    assert_equal(fit(new_attempt(root, JOB, "j-stopped"), JOB), alone)
+
+
+def test_dropout_goes_on_where_it_was(root: Path, new_attempt: NewAttempt) -> None:
+    job = dataclasses.replace(JOB, recipe="seed-cnn", epochs=1)
+    stop_at(6, new_attempt(root, job, "j-dropout"), job)
+    assert_equal(fit(new_attempt(root, job, "j-dropout"), job), fit(new_attempt(root, job, "j-dropout-alone"), job))
+
+
+def test_a_truncated_checkpoint_is_passed_over_for_the_older_one(root: Path, new_attempt: NewAttempt,
+                                                                 alone: fitting.Training) -> None:
+    ctx = new_attempt(root, JOB, "j-truncated")
+    stop_at(2, ctx, JOB)
+    stop_at(4, ctx, JOB)
+    assert [p.name for p in checkpoints.found(ctx.work)] == ["ckpt-6", "ckpt-2"]
+    (ctx.work / "ckpt-6" / "arrays.npz").write_bytes((ctx.work / "ckpt-6" / "arrays.npz").read_bytes()[:1000])
+    assert checkpoints.newest(ctx.work)[0]["step"] == 2
+    assert_equal(fit(ctx, JOB), alone)
+
+
+@pytest.mark.parametrize("name", ["arrays.npz", "state.json", "manifest.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"null", None], ids=["empty", "cut off", "null", "absent"])
+def test_nothing_in_a_checkpoint_folder_can_fail_a_job(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = checkpoints.save(tmp_path, 5, {"step": 5}, {"a": np.zeros(3)})
+    if content is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_bytes(content)
+    assert checkpoints.newest(tmp_path) is None
+
+
+def test_a_checkpoint_comes_back_exact_and_two_are_kept(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        checkpoints.save(tmp_path, step, {"loss": 0.1 + 0.2}, {"a": np.float32([step, 1 / 3])})
+    shutil.copytree(tmp_path / "ckpt-10", tmp_path / ".ckpt-200")  # what a kill while writing leaves
+    state, arrays = checkpoints.newest(tmp_path)
+    assert state == {"loss": 0.1 + 0.2}
+    assert np.array_equal(arrays["a"], np.float32([100, 1 / 3]))
+    assert [p.name for p in checkpoints.found(tmp_path)] == ["ckpt-100", "ckpt-10"]
+
+
+def test_a_checkpoint_of_another_seed_is_not_taken_up(root: Path, new_attempt: NewAttempt) -> None:
+    ctx = new_attempt(root, JOB, "j-seeds")
+    stop_at(4, ctx, JOB)
+    for seed, step in ((JOB.seed, 4), (JOB.seed + 1, 0)):
+        training = begin(ctx, dataclasses.replace(JOB, seed=seed))
+        training.resume()
+        assert training.step == step
+
+
+def test_a_cancelled_job_saves_and_publishes_nothing(root: Path, new_attempt: NewAttempt) -> None:
+    ctx = new_attempt(root, JOB, "j-cancelled")
+    Ledger(root, ctx._ledger.redis).ask_cancel("j-cancelled")
+    with pytest.raises(Cancelled):
+        train(JOB, ctx)
+    assert checkpoints.newest(ctx.work)[0]["step"] == 0
+    assert not (root / "models").exists()
