@@ -73,8 +73,7 @@ class Client:
         Returns {pipeline, jobs: {preprocess, train, optimize}, dataset_id, model_id}.
         """
         body = {"source": source, "preprocess": preprocess or {}, "train": train or {}, "optimize": optimize or {}}
-        return self._call("POST", "/v1/pipelines", json={**body, "name": name} if name else body,
-                          headers={"Idempotency-Key": secrets.token_hex(16)})
+        return self._call("POST", "/v1/pipelines", json={**body, "name": name} if name else body)
 
     def jobs(self) -> list[Json]:
         """The latest jobs, newest first."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from rich.box import ROUNDED
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from lanner.client import Json
@@ -10,11 +11,15 @@ from lanner.progress import describe
 
 
 def jobs(rows: Sequence[Json]) -> Table:
-    table = Table("job", "kind", "state", "name", "accepted", "doing", box=None)
+    table = Table(box=None)
+    for heading in ("job", "kind", "state", "name", "accepted"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("doing", max_width=60)
     for job in rows:
         percent, left, doing = describe({"progress": None, **job})
         doing = f"{percent:.0f} %  {left}  {doing}" if job["state"] == "running" else ""
-        table.add_row(job["id"], job["kind"], job["state"], job["job"]["name"], job["accepted_at"][:19],
+        accepted = job["accepted_at"][5:16].replace("T", " ")
+        table.add_row(job["id"], job["kind"], job["state"], job["job"]["name"], accepted,
                       job["error"]["message"] if job.get("error") else doing)
     return table
 
@@ -37,26 +42,37 @@ def predictions(answer: Json, names: Sequence[str], shown: int = 3) -> Table:
     return table
 
 
-def card(body: Json) -> Table:
-    """A release card: a row per Variant and one for Keras, which they are held against."""
+def card(body: Json) -> Group:
+    """A release card: a row per Variant and one for Keras, which they are held against; below it the reasons."""
     batch = str(body["gate"]["rank_batch"])
-    table = Table("variant", "accuracy", "loss, points", "p50", f"images/s at {batch}", "size", "verdict", box=ROUNDED,
-                  title=f"{body['name']} version {body['version']} on {body['device']}, {body['threads']} threads",
-                  caption=_tested(body), caption_justify="left")
+    table = Table(title=f"{body['name']} version {body['version']} on {body['device']}, {body['threads']} threads; "
+                        f"images/s at batch {batch}", box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for heading in ("variant", "accuracy", "loss, points", "p50 ms", "images/s", "MB", "verdict"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading in ("variant", "verdict") else "right")
     for row in body["rows"]:
         if row["state"] != "measured":
-            table.add_row(row["variant"], "", "", "", "", "", row["why"])
+            table.add_row(row["variant"], *[""] * 5, "not built")
             continue
         gate = row.get("gate")
-        loss = f"{gate['low']:+.2f} to {gate['high']:+.2f}" if gate else ""
-        table.add_row(row["variant"], f"{100 * row['accuracy']:.2f} %", loss, f"{row['latency_ms']['p50']:.2f} ms",
-                      f"{row['images_per_s'][batch]:,.0f}", f"{row['bytes'] / 1e6:.2f} MB", row.get("why", ""),
+        loss = f"{gate['low']:.2f} to {gate['high']:.2f}" if gate else ""
+        table.add_row(row["variant"], f"{100 * row['accuracy']:.2f} %", loss, f"{row['latency_ms']['p50']:.2f}",
+                      f"{row['images_per_s'][batch]:,.0f}", f"{row['bytes'] / 1e6:.2f}", _verdict(row, body),
                       style="bold" if row.get("winner") else None)
-    return table
+    reasons = [f"{row['variant']}: {row['why']}" for row in body["rows"] if row.get("why")]
+    return Group(table, *reasons, _tested(body))
+
+
+def _verdict(row: Json, body: Json) -> str:
+    if "gate" not in row:
+        return "reference"
+    if row["winner"]:
+        return str(body["alias"]["alias"]) if body["alias"]["moved"] else "best"
+    return "passes" if row["gate"]["passes"] else "refused"
 
 
 def _tested(body: Json) -> str:
+    """The test split, and what the losses above are."""
     parts = [f"{name} {100 * value:.2f} %" for name, value in body["test"]["accuracy"].items()]
-    budget = f"Losses: 95 % intervals on {body['gate']['validation_images']} validation images, " \
-             f"budget {body['gate']['budget']:g} points."
-    return f"Test split, {body['test']['images']} images: {', '.join(parts)}. {budget}" if parts else budget
+    tested = f"Test split, {body['test']['images']} images: {', '.join(parts)}. " if parts else ""
+    return (f"{tested}Losses are 95 % intervals on {body['gate']['validation_images']} validation images, "
+            f"the budget is {body['gate']['budget']:g} points.")
