@@ -75,6 +75,11 @@ class Stack:
                 os.kill(child, number)
         process.send_signal(number)
 
+    def stop(self, name: str) -> None:
+        """End one process for good, with all below it."""
+        self.kill(name)
+        self.processes.pop(name).wait()
+
     def close(self) -> None:
         for process in self.processes.values():
             for pid in [*descendants(process.pid), process.pid]:

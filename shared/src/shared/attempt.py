@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rq.timeouts import JobTimeoutException
 from shared import faults, gpu
 from shared.artifacts import open_artifact
 from shared.errors import Damaged, LannerError, NotFound, Refused
-from shared.ledger import Ledger
+from shared.ledger import TERMINAL, Ledger
 from shared.queue import connect, nudge
 from shared.settings import Settings, load
 
@@ -109,17 +110,28 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
             number = ledger.begin(job_id, delivery.worker_name or "", delivery.id)
         else:
             number = ledger.begin(job_id, f"pid-{os.getpid()}")
-        outcome, message = _run(ledger, job_id, body, Attempt(job_id, settings, ledger))
-        ledger.finish_attempt(job_id, number, outcome, message)
-        if ledger.ended(job_id) is None:
+        outcome = _run(ledger, job_id, body, Attempt(job_id, settings, ledger))
+        ledger.finish_attempt(job_id, number, outcome.word, outcome.message)
+        if outcome.word in TERMINAL:
+            ledger.end(job_id, outcome.word, code=outcome.code, message=outcome.message, result=outcome.result)
+        else:
             ledger.live(job_id, state="queued", progress="null")
-            ledger.event(job_id, "queued", reason=outcome, message=message)
+            ledger.event(job_id, "queued", reason=outcome.word, message=outcome.message)
     nudge(redis)
-    return {"outcome": outcome}
+    return {"outcome": outcome.word}
 
 
-def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ctx: Attempt) -> tuple[str, str]:
-    """How the attempt ended, and why. Writes the job's end where this attempt decides it."""
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: a terminal state for the job, or `stopped` or `error`, which the keeper follows up."""
+
+    word: str
+    code: str = ""
+    message: str = ""
+    result: Result | None = None
+
+
+def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ctx: Attempt) -> Outcome:
     job = ledger.request(job_id).job
     try:
         ctx.check()
@@ -132,28 +144,22 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
             else:
                 result = body(job, ctx)
         faults.point("before-record-ends")
-        ledger.end(job_id, "succeeded", result=result)
+        return Outcome("succeeded", result=result)
     except Stopped:
-        return "stopped", "the worker was asked to stop"
+        return Outcome("stopped", message="the worker was asked to stop")
     except Cancelled:
-        ledger.end(job_id, "cancelled", code="cancelled", message="cancelled on request")
-        return "cancelled", ""
+        return Outcome("cancelled", "cancelled", "cancelled on request")
     except (Refused, NotFound, Damaged) as e:
-        ledger.end(job_id, "failed", code=e.code, message=str(e))
-        return "failed", str(e)
+        return Outcome("failed", e.code, str(e))
     except JobTimeoutException:
-        ledger.end(job_id, "failed", code="timeout", message=f"ran longer than {job.TIMEOUT_S} s")
-        return "failed", "timeout"
+        return Outcome("failed", "timeout", f"ran longer than {job.TIMEOUT_S} s")
     except Exception as e:  # the boundary: whatever a library raises becomes a reason in the record
         log.exception("job %s", job_id)
         code = e.code if isinstance(e, LannerError) else "internal"
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
             code = "disk_full"
-        message = f"{type(e).__name__}: {e}"
-        if ledger.spent(job_id) >= ctx.settings.max_attempts:
-            ledger.end(job_id, "failed", code=code, message=message)
-        return "error", message
-    return "succeeded", ""
+        last = ledger.spent(job_id) >= ctx.settings.max_attempts
+        return Outcome("failed" if last else "error", code, f"{type(e).__name__}: {e}")
 
 
 def _published(root: Path, target: str) -> Result | None:
