@@ -1,6 +1,7 @@
 """The body of a PreprocessJob: a source in, a published Dataset out, or a sentence and nothing left behind."""
 
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -275,3 +276,14 @@ def test_every_picture_of_a_photo_album_is_upright(prepare_source: Prepare, impo
     for image in dataset.images("train"):
         assert image[:12].min() > 150
         assert image[20:].max() < 100
+
+
+@pytest.mark.skipif(not os.path.isdir(os.environ.get("LANNER_TEST_DATA", "")), reason="LANNER_TEST_DATA names no folder")
+def test_real_photographs_become_a_dataset(attempt_at: Callable[..., Attempt], root: Path) -> None:
+    folder = Path(os.environ["LANNER_TEST_DATA"]).resolve()
+    job = PreprocessJob(new_id("d"), "real", f"import:{folder.name}")
+    summary = prepare(job, attempt_at(job, IMPORTS=str(folder.parent)))
+    assert summary["classes"] == len([p for p in folder.iterdir() if p.is_dir()])
+    assert summary["skipped"] == 0
+    assert sum(summary["images"].values()) + summary["conflicts"] == len(list(folder.rglob("*.jpg")))
+    assert 0.3 < np.mean(Dataset(root, job.dataset_id).spec.mean) < 0.7
