@@ -278,7 +278,8 @@ def test_every_picture_of_a_photo_album_is_upright(prepare_source: Prepare, impo
         assert image[20:].max() < 100
 
 
-@pytest.mark.skipif(not os.path.isdir(os.environ.get("LANNER_TEST_DATA", "")), reason="LANNER_TEST_DATA names no folder")
+@pytest.mark.skipif(not os.path.isdir(os.environ.get("LANNER_TEST_DATA", "")),
+                    reason="LANNER_TEST_DATA names no folder of real images")
 def test_real_photographs_become_a_dataset(attempt_at: Callable[..., Attempt], root: Path) -> None:
     folder = Path(os.environ["LANNER_TEST_DATA"]).resolve()
     job = PreprocessJob(new_id("d"), "real", f"import:{folder.name}")
