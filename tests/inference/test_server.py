@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +22,7 @@ import pytest
 from shared import artifacts
 from shared.ledger import Ledger
 
-from .conftest import RED, Server, answers, png, publish_model, until
+from .conftest import RED, Server, answers, png, publish_model, start_server, until
 
 MIB = 1 << 20
 
@@ -190,6 +192,16 @@ def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(own_server: Ser
     assert own_server.process.wait(10) == 0
     assert not [child for child in children if child.is_running()]
     assert left(own_server) == ["u-1"]
+
+
+def test_sigterm_while_the_api_still_starts_ends_it_at_once(root: Path, valkey: Any) -> None:
+    server = start_server(root, valkey.url)  # the port is open before the worker has loaded the app
+    child = until(lambda: psutil.Process(server.process.pid).children())[0]
+    began = time.monotonic()
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+    assert time.monotonic() - began < 4, "the worker was killed, not ended"
+    assert not child.is_running()
 
 
 def test_the_worker_ends_when_its_parent_is_killed(own_server: Server) -> None:

@@ -1,6 +1,8 @@
 """`python -m inference`: the API under granian, until SIGTERM; requests in flight are answered first."""
 
 import logging
+import os
+import signal
 
 from granian import Granian
 from granian.constants import Interfaces
@@ -16,6 +18,8 @@ def main() -> None:
     settings = load()
     # granian advises against many threads for compute; ours wait, for a slow client or for the Predictor
     logging.getLogger("_granian").addFilter(lambda record: "seems quite high" not in record.getMessage())
+    # granian's worker is a fork: until it serves, SIGTERM would run the parent's handler in it, and be lost
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     Granian("inference.app:from_environment", factory=True, interface=Interfaces.WSGI, address=settings.host,
             port=settings.port, workers=1, blocking_threads=BODY_SLOTS + SPARE_THREADS, workers_kill_timeout=DRAIN_S,
             websockets=False, log_level=settings.log_level.lower()).serve()
