@@ -19,6 +19,7 @@ from shared.stack import free_port
 pytestmark = pytest.mark.system
 TOP = Path(__file__).parents[2]
 LIMIT_S = 300
+QUICK = ("--epochs", "1", "--variants", "onnx-fp32")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def read_until(terminal: int, words: str) -> str:
 
 
 def test_without_a_terminal_the_demo_ends_by_itself_and_leaves_no_process(here, flowers):
-    demo = here.run("demo", "--data", str(flowers), "--epochs", "1")
+    demo = here.run("demo", "--data", str(flowers), *QUICK)
     assert demo.returncode == 0, demo.stdout + demo.stderr
     for words in ("uploaded", "preprocess: 100 %  succeeded", "train: 100 %  succeeded", "optimize: 100 %  succeeded",
                   "onnx-fp32", "a held-out image of", "from data to endpoint"):
@@ -91,7 +92,7 @@ def test_without_a_terminal_the_demo_ends_by_itself_and_leaves_no_process(here, 
 
 def test_on_a_terminal_it_serves_until_ctrl_c_and_leaves_no_process(here, flowers):
     ours, theirs = pty.openpty()
-    demo = subprocess.Popen([TOP / "run", "demo", "--data", str(flowers), "--epochs", "1"], env=here.env, stdin=theirs,
+    demo = subprocess.Popen([TOP / "run", "demo", "--data", str(flowers), *QUICK], env=here.env, stdin=theirs,
                             stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     shown = read_until(ours, "until Ctrl-C")

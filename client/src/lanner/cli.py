@@ -19,13 +19,16 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=0, help="0: as the recipe says")
     parser.add_argument("--size", type=int, default=0, help="pixels a side, 32 to 256; 0: chosen from the images")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", nargs="+", default=[], metavar="VARIANT", help="all when left out")
 
 
 def training_options(args: argparse.Namespace) -> dict[str, Json]:
     """What `add_training_options` read, as the stages of a pipeline; what was left out stays with the server."""
     train = {"recipe": args.recipe, "epochs": args.epochs, "seed": args.seed}
     preprocess = {"size": args.size, "seed": args.seed}
-    return {"train": {k: v for k, v in train.items() if v}, "preprocess": {k: v for k, v in preprocess.items() if v}}
+    optimize = {"variants": args.variants, "seed": args.seed}
+    return {stage: {k: v for k, v in fields.items() if v}
+            for stage, fields in (("preprocess", preprocess), ("train", train), ("optimize", optimize))}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -59,17 +59,19 @@ def _run(client: Client, console: Console, source: str, options: dict[str, Json]
     return accepted
 
 
-def predict(client: Client, console: Console, done: Json) -> None:
-    """Label an image of the test split, once the API serves what was trained."""
+def predict(client: Client, console: Console, done: Json, card: Json) -> None:
+    """Label an image of the test split, once the API serves the version that was trained."""
     image, label = client.example(done["dataset_id"], "test", 0)
     end = time.monotonic() + PICK_UP_S
     while True:
         try:
             answer = client.predict(done["name"], image)
-            break
         except LannerError as e:
             if e.status not in (404, 503) or time.monotonic() > end:
                 raise
+        else:
+            if answer["version"] == card["version"] or not card["alias"]["moved"] or time.monotonic() > end:
+                break
         time.sleep(0.2)
     console.print(tables.predictions(answer, [f"a held-out image of {label!r}"]))
 
@@ -89,7 +91,7 @@ def main() -> None:
             console.print(tables.card(card))
             if not card["winner"]:
                 raise LannerError("no variant passed the gate, so none is served; the card says why", "none_passed")
-            predict(client, console, done)
+            predict(client, console, done, card)
         console.print(f"{time.monotonic() - began:.0f} s from data to endpoint. Ask it yourself:\n"
                       f"  curl --data-binary @IMAGE -H 'Content-Type: application/octet-stream' "
                       f"{args.url}/v1/models/{done['name']}/predict", soft_wrap=True)
