@@ -195,7 +195,7 @@ def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(own_server: Ser
 
 
 def test_sigterm_while_the_api_still_starts_ends_it_at_once(root: Path, valkey: Any) -> None:
-    server = start_server(root, valkey.url)  # the port is open before the worker has loaded the app
+    server = start_server(root, valkey.url, ready=False)
     child = until(lambda: psutil.Process(server.process.pid).children())[0]
     began = time.monotonic()
     server.process.terminate()
