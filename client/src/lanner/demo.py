@@ -41,9 +41,10 @@ def train(client: Client, console: Console, data: str, options: dict[str, Json],
     except LannerError as e:
         if e.code != "source_unavailable":
             raise
-        console.print(f"CIFAR-10 can't be had ({e}): going on with the handwritten digits of scikit-learn.")
+        console.print(f"CIFAR-10 can't be had ({e}): going on with scikit-learn's handwritten digits.",
+                      soft_wrap=True)
     with tempfile.TemporaryDirectory() as folder:
-        return _run(client, console, str(digits(Path(folder))), options, name or "digits")
+        return _run(client, console, str(digits(Path(folder, "digits"))), options, name)
 
 
 def _run(client: Client, console: Console, source: str, options: dict[str, Json], name: str) -> Json:

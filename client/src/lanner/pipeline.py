@@ -23,6 +23,6 @@ def submit(client: Client, source: str, console: Console, *, name: str = "", pre
         name = name or name_of(path)
         with upload_bar(console, path.name) as progress:
             upload = client.upload(path, progress)
-        console.print(f"uploaded {path} ({upload['size'] / 1e6:.1f} MB) as {upload['id']}")
+        console.print(f"uploaded {path} ({upload['size'] / 1e6:.1f} MB) as {upload['id']}", soft_wrap=True)
         source = upload["source"]
     return client.submit_pipeline(source, name=name, preprocess=preprocess, train=train, optimize=optimize)
