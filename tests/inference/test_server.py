@@ -194,6 +194,17 @@ def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(own_server: Ser
     assert left(own_server) == ["u-1"]
 
 
+def test_sigterm_ends_an_open_stream_of_events(own_server: Server) -> None:
+    _, body = own_server.call("POST", "/v1/jobs", json.dumps({"kind": "preprocess", "source": "cifar10"}),
+                              **{"Content-Type": "application/json"})
+    with own_server.send(f"GET /v1/jobs/{json.loads(body)['id']}/events HTTP/1.1\nHost: x") as connection:
+        assert b"200" in status_line(connection)
+        began = time.monotonic()
+        own_server.process.terminate()
+        assert own_server.process.wait(10) == 0
+        assert time.monotonic() - began < 4
+
+
 def test_sigterm_while_the_api_still_starts_ends_it_at_once(root: Path, valkey: Any) -> None:
     server = start_server(root, valkey.url, ready=False)
     child = until(lambda: psutil.Process(server.process.pid).children())[0]

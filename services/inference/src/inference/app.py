@@ -8,6 +8,7 @@ from flask import Flask, Response, request
 
 from inference import catalogue, errors, events, examples, health, jobs, openapi, page, pipelines, predict, uploads
 from inference.body import Intake
+from inference.closing import notice_signals
 from inference.context import Api, api
 from inference.loaded import LoadedModels
 from inference.metrics import Jobs, Meters
@@ -43,6 +44,7 @@ def create_app(settings: Settings) -> Flask:
 def from_environment() -> Flask:
     """In granian's worker process: end when the process that started it ends, whatever ended that."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    notice_signals()
     settings = load()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     return create_app(settings)

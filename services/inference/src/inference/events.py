@@ -9,13 +9,14 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
+from inference import closing
 from inference.context import api
 from shared.errors import Refused, Unavailable
 from shared.ledger import Ledger
 
 bp = Blueprint("events", __name__)
 STREAMS = 32  # each holds a thread; the other threads that granian has beyond its body slots stay free
-LOOK_S, ALIVE_S = 0.3, 15.0
+LOOK_S, ALIVE_S = 0.3, 5.0  # a client that went away is noticed at the next thing told, so something is
 _streams = threading.BoundedSemaphore(STREAMS)
 
 
@@ -51,7 +52,8 @@ def _follow(ledger: Ledger, job_id: str, after: str) -> Iterator[str]:
         if time.monotonic() - told > ALIVE_S:
             yield ": still here\n\n"
             told = time.monotonic()
-        time.sleep(LOOK_S)
+        if closing.wait(LOOK_S):
+            return  # the client asks again, with the id of the last event it saw
 
 
 def _message(value: dict[str, Any], event_id: str = "", kind: str = "") -> str:
