@@ -6,6 +6,7 @@ import signal
 
 from granian import Granian
 from granian.constants import Interfaces
+from granian.log import LogLevels
 
 from inference.body import BODY_SLOTS
 from shared.settings import load
@@ -22,7 +23,7 @@ def main() -> None:
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     Granian("inference.app:from_environment", factory=True, interface=Interfaces.WSGI, address=settings.host,
             port=settings.port, workers=1, blocking_threads=BODY_SLOTS + SPARE_THREADS, workers_kill_timeout=DRAIN_S,
-            websockets=False, log_level=settings.log_level.lower()).serve()
+            websockets=False, log_level=LogLevels(settings.log_level.lower())).serve()
 
 
 if __name__ == "__main__":

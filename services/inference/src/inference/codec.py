@@ -76,7 +76,7 @@ def _of_json(body: dict[str, Any]) -> list[Image]:
 
 
 def _of_form(body: bytes) -> list[Image]:
-    parser = FormDataParser(stream_factory=lambda **_: BytesIO(), max_form_parts=MAX_IMAGES + 16, silent=False)
+    parser = FormDataParser(stream_factory=_in_memory, max_form_parts=MAX_IMAGES + 16, silent=False)
     try:
         _, _, files = parser.parse(BytesIO(body), "multipart/form-data", len(body), request.mimetype_params)
     except RequestEntityTooLarge:
@@ -85,3 +85,8 @@ def _of_form(body: bytes) -> list[Image]:
         raise Refused(f"the body is not a whole multipart form: {e}", "malformed") from None
     return [(f"image {i} ({file.filename or 'no name'})", file.stream.read())
             for i, (_, file) in enumerate(files.items(multi=True))]
+
+
+def _in_memory(total_content_length: int | None, content_type: str | None, filename: str | None,
+               content_length: int | None = None) -> BytesIO:
+    return BytesIO()

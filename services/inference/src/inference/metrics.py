@@ -53,7 +53,7 @@ class Jobs(Collector):
         try:
             for cls in KINDS.values():
                 length = self._ledger.redis.llen(queue_of(cls.SERVICE, self._ledger.redis).key)
-                queues.add_metric([cls.SERVICE], float(length))  # type: ignore[arg-type]
+                queues.add_metric([cls.SERVICE], float(length))
         except RedisError:
             return
         yield queues

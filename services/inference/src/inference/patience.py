@@ -12,7 +12,7 @@ ANSWER_S = 0.4  # bounds one try; there are two
 REST_S = 1.0
 
 
-class ImpatientRedis(Redis):  # type: ignore[misc]
+class ImpatientRedis(Redis):
     """Fails at once for a second after a call got no answer: a list of 50 jobs waits for a dead server once."""
 
     _silent_until = 0.0
@@ -21,7 +21,7 @@ class ImpatientRedis(Redis):  # type: ignore[misc]
         if time.monotonic() < self._silent_until:
             raise ConnectionError("Redis did not answer a moment ago")
         try:
-            return super().execute_command(*args, **options)
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except (ConnectionError, TimeoutError):
             self._silent_until = time.monotonic() + REST_S
             raise
