@@ -11,8 +11,8 @@ from shared.runtimes import Session
 BATCHES = (1, 8, 64)
 ROUNDS = 7
 SLICE_S = 0.08  # of each round, for one session at one batch size
-LEAST_CALLS = 3
-LEAST_SINGLES = 30  # calls a round at batch 1: 210 in all, so that two of them are above p99
+LEAST_CALLS, MOST_CALLS = 3, 100  # of a slice
+LEAST_SINGLES = 30  # calls of a slice at batch 1: 210 in all, so that two of them are above p99
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def measure(sessions: Mapping[str, Session], images: np.ndarray, batches: Sequen
     images: uint8 [M, size, size, 3], repeated where a batch is larger; `between(step, of)` is called after each slice.
     The first call of a slice warms up and is not counted.
     """
-    inputs = {n: np.ascontiguousarray(np.resize(images, (n, *images.shape[1:]))) for n in batches}
+    inputs = {n: np.ascontiguousarray(np.resize(images[:n], (n, *images.shape[1:]))) for n in batches}
     times: dict[tuple[str, int], list[float]] = {(name, n): [] for name in sessions for n in batches}
     step, of = 0, rounds * len(times)
     for number in range(rounds):
@@ -48,11 +48,11 @@ def measure(sessions: Mapping[str, Session], images: np.ndarray, batches: Sequen
 
 
 def _calls(session: Session, batch: np.ndarray, slice_s: float, least: int) -> list[float]:
-    """Seconds of each call: for `slice_s`, and `least` calls if that takes longer."""
+    """Seconds of each call: for `slice_s` or MOST_CALLS, and at least `least` calls."""
     session.run(batch)
     times: list[float] = []
     end = time.perf_counter() + slice_s
-    while len(times) < least or time.perf_counter() < end:
+    while len(times) < least or (len(times) < MOST_CALLS and time.perf_counter() < end):
         began = time.perf_counter()
         session.run(batch)
         times.append(time.perf_counter() - began)

@@ -46,16 +46,15 @@ def open_session(root: Path, model_id: str, variant: str, threads: int = 1) -> t
 
 def load(folder: Path, format: str, threads: int = 1) -> Session:
     """The Session of a Variant's file in `folder`; the one place that picks a runtime."""
-    path = folder / FILES[format]
     match format:
         case "onnx":
             from shared.runtimes.onnx import OnnxSession
 
-            return OnnxSession(path, threads)
+            return OnnxSession(folder / FILES["onnx"], threads)
         case "litert":
             from shared.runtimes.litert import LiteRTSession
 
-            return LiteRTSession(path, threads)
+            return LiteRTSession(folder / FILES["litert"], threads)
         case _:
             raise Damaged(f"variant format {format!r} is unknown: expected one of {', '.join(FILES)}")
 

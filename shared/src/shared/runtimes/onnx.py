@@ -21,6 +21,8 @@ class OnnxSession:
         options.inter_op_num_threads = 1
         # Threads that spin while they wait take the core from the HTTP threads beside them.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A model may name other files for its weights: there are none to be found, whatever the working directory.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,229 @@
+"""OptimizeJob from end to end: Variants published, measured, judged; the card; the alias."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from optimization.jobs import optimize
+from optimization.page import render
+from optimization.release import REFERENCE
+from shared.artifacts import aliases, open_artifact, promote, register_version, sha256, versions
+from shared.datasets import Dataset
+from shared.errors import Damaged, NotFound
+from shared.jobs import VARIANTS, OptimizeJob
+from shared.runtimes import FILES, TOLERANCE, open_session, run_in_chunks
+
+# TensorFlow's variables do not know NumPy 2's copy argument yet; Keras reads them all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+ONE = OptimizeJob("m-1", "sides", variants=("onnx-fp32",))
+
+
+@pytest.fixture(scope="module")
+def released(volume, tmp_path_factory, begin):
+    """One whole job: its volume, its summary and its card."""
+    root = Path(shutil.copytree(volume, tmp_path_factory.mktemp("released") / "artifacts"))
+    job = OptimizeJob("m-1", "sides")
+    summary = optimize(job, begin(root, job))
+    return root, summary, json.loads((root / summary["card"]).read_text())
+
+
+def rows(card):
+    return {row["variant"]: row for row in card["rows"]}
+
+
+def test_every_variant_is_published_with_what_made_it(released):
+    root, _, _ = released
+    for variant in VARIANTS:
+        manifest = open_artifact(root, f"variants/m-1/{variant}")
+        assert f"{manifest['format']}-{manifest['precision']}" == variant
+        assert manifest["parents"] == {"model": "m-1", "dataset": "d-1"}
+        assert manifest["spec"] == open_artifact(root, "models/m-1")["spec"]
+        assert manifest["tolerance"] == TOLERANCE[manifest["precision"]]
+        assert manifest["measured"]["bytes"] == manifest["files"][FILES[manifest["format"]]]["size"]
+        assert {"keras", "tensorflow", "onnxruntime", "ai-edge-litert"} <= manifest["tools"].keys()
+    assert list((root / ".staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_published_variant_answers_as_keras_does(released, volume, variant):
+    root, _, card = released
+    session, manifest = open_session(root, "m-1", variant)
+    with np.load(volume / "models/m-1/golden.npz") as golden:
+        got = session.run(golden["images"])
+        assert np.abs(got - golden["probabilities"]).max() <= TOLERANCE[manifest["precision"]]
+    session.close()
+    assert np.allclose(got.sum(1), 1, atol=0.02)
+    assert rows(card)[variant]["accuracy"] > 0.99
+
+
+def test_the_card_tells_of_each_row_how_right_how_fast_and_how_large_it_is(released):
+    _, _, card = released
+    assert [row["variant"] for row in card["rows"]] == [REFERENCE, *VARIANTS]
+    for row in card["rows"]:
+        assert list(row["images_per_s"]) == ["1", "8", "64"]
+        assert min(row["images_per_s"].values()) > 0
+        assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p99"]
+        assert row["latency_ms"]["calls"] >= 210
+        assert row["bytes"] > 1000
+        assert row["against_keras"]["images"] == card["gate"]["validation_images"] == 900
+    assert rows(card)["onnx-fp32"]["against_keras"]["max_difference"] <= 1e-3
+    assert rows(card)["litert-int8"]["bytes"] < rows(card)["litert-fp32"]["bytes"]
+
+
+def test_the_card_tells_where_and_from_what_it_was_measured(released):
+    _, _, card = released
+    assert (card["model"], card["dataset"], card["name"], card["version"]) == ("m-1", "d-1", "sides", 1)
+    assert (card["device"], card["threads"], card["size"], card["classes"]) == ("cpu", 1, 32, 4)
+    assert len(card["cpu"]) > 2
+    assert card["versions"]["tensorflow"].startswith("2.")
+    assert card["gate"]["budget"] == 0.5
+    assert card["created_at"] >= "2026"
+
+
+def test_the_test_split_is_run_for_the_winner_and_keras_alone(released):
+    _, _, card = released
+    assert card["test"]["images"] == 60
+    assert card["test"]["accuracy"].keys() == {REFERENCE, card["winner"]}
+
+
+def test_the_winner_becomes_production_and_every_other_is_told_why_not(released):
+    root, summary, card = released
+    alias = aliases(root, "sides")["production"]
+    assert (alias["variant"], alias["model"], alias["moved_by"]) == (card["winner"], "m-1", "j-1")
+    assert versions(root, "sides") == {1: "m-1"}
+    assert summary["winner"] == card["winner"]
+    assert summary["alias"]["moved"]
+    assert summary["variants"].keys() == {REFERENCE, *VARIANTS}
+    assert [row["variant"] for row in card["rows"] if row.get("winner")] == [card["winner"]]
+    assert all(row["why"] for row in card["rows"][1:])
+    fast = [row for row in card["rows"][1:] if row["gate"]["passes"]]
+    assert rows(card)[card["winner"]]["images_per_s"]["8"] >= 0.95 * max(row["images_per_s"]["8"] for row in fast)
+
+
+class Page(HTMLParser):
+    """Collects the tags, attributes and words of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.words = [], set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        assert not {name for name, _ in attributes} & {"src", "href", "onclick"}
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_stands_alone_and_shows_every_row_and_the_plot(released):
+    root, _, card = released
+    text = (root / "cards/m-1.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert {"table", "svg", "circle", "style"} <= page.tags
+    assert "script" not in page.tags
+    words = " ".join(page.words)
+    for row in card["rows"]:
+        assert words.count(row["variant"]) >= 2
+    svg = ElementTree.fromstring(text[text.index("<svg"):text.index("</svg>") + 6])
+    assert len(svg.findall("circle")) == len(card["rows"])
+
+
+def test_a_second_attempt_takes_what_the_first_published_and_keeps_one_version(released, begin, tmp_path):
+    before, _, _ = released
+    root = Path(shutil.copytree(before, tmp_path / "artifacts"))
+    made = open_artifact(root, "variants/m-1/onnx-fp32")["created_at"]
+    ctx = begin(root, ONE, "j-2")
+    promote(root, "sides", "production", 1, "litert-fp16", by="j-2")  # by an earlier attempt that measured otherwise
+    summary = optimize(ONE, ctx)
+    assert open_artifact(root, "variants/m-1/onnx-fp32")["created_at"] == made
+    assert (summary["alias"]["moved"], aliases(root, "sides")["production"]["seq"]) == (True, 3)
+    assert optimize(ONE, ctx)["alias"]["seq"] == 3
+    assert aliases(root, "sides")["production"]["variant"] == summary["winner"]
+    assert versions(root, "sides") == {1: "m-1"}
+
+
+def test_an_alias_moved_after_the_job_came_is_left_as_it_is(released, begin, tmp_path):
+    before, _, _ = released
+    root = Path(shutil.copytree(before, tmp_path / "artifacts"))
+    ctx = begin(root, ONE, "j-2")
+    promote(root, "sides", "production", register_version(root, "sides", "m-1"), "litert-fp16", by="somebody")
+    summary = optimize(ONE, ctx)
+    assert (summary["winner"], summary["alias"]["moved"]) == ("onnx-fp32", False)
+    assert aliases(root, "sides")["production"]["variant"] == "litert-fp16"
+    card = json.loads((root / summary["card"]).read_text())
+    assert "somebody" in card["alias"]["reason"]
+
+
+def test_where_none_passes_the_job_succeeds_and_moves_nothing(released, begin, tmp_path):
+    before, _, _ = released
+    root = Path(shutil.copytree(before, tmp_path / "artifacts"))
+    job = OptimizeJob("m-1", "other", variants=("litert-int8",), budget=0.0)
+    summary = optimize(job, begin(root, job, "j-2"))
+    assert (summary["winner"], summary["alias"]["moved"]) == (None, False)
+    assert aliases(root, "other") == {}
+    page = (root / "cards/m-1.html").read_text()
+    assert "No variant passed the gate" in page
+    assert "over the budget of 0" in page
+
+
+def test_a_name_with_markup_is_shown_as_text(released):
+    _, _, card = released
+    text = render({**card, "name": "<script>alert(1)</script>", "cpu": "a & b"})
+    assert "script" not in Page(text).tags
+    assert "a &amp; b" in text
+
+
+def test_a_variant_that_can_not_be_built_is_a_row_that_says_why_and_the_others_go_on(root, begin):
+    damaged = root / "variants/m-1/litert-fp32"
+    damaged.mkdir(parents=True)
+    (damaged / "manifest.json").write_text("{}")
+    job = OptimizeJob("m-1", "sides", variants=("litert-fp32", "onnx-fp32"))
+    summary = optimize(job, begin(root, job))
+    assert summary["winner"] == "onnx-fp32"
+    row = rows(json.loads((root / summary["card"]).read_text()))["litert-fp32"]
+    assert (row["state"], row["winner"]) == ("failed", False)
+    assert "lists no files" in row["why"]
+    assert "lists no files" in (root / "cards/m-1.html").read_text()
+
+
+def test_a_model_that_no_longer_answers_its_golden_batch_fails_the_job(root, begin):
+    golden = root / "models/m-1/golden.npz"
+    with np.load(golden) as arrays:
+        images, scores = arrays["images"], arrays["probabilities"]
+    np.savez(golden, images=images, probabilities=np.roll(scores, 1, axis=1))
+    manifest = json.loads((root / "models/m-1/manifest.json").read_text())
+    manifest["files"]["golden.npz"] = {"size": golden.stat().st_size, "sha256": sha256(golden)}
+    (root / "models/m-1/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Damaged, match="model m-1: the golden batch is off"):
+        optimize(ONE, begin(root, ONE))
+    assert not (root / "variants").exists()
+
+
+def test_a_model_that_is_not_there_is_not_found(root, begin):
+    job = OptimizeJob("m-2", "sides")
+    with pytest.raises(NotFound, match="models/m-2"):
+        optimize(job, begin(root, job))
+
+
+def test_the_validation_split_is_what_the_card_was_measured_on(released):
+    root, _, card = released
+    dataset = Dataset(root, "d-1")
+    session, _ = open_session(root, "m-1", "litert-int8")
+    scores = run_in_chunks(session, dataset.images("validation"), 100)
+    session.close()
+    assert rows(card)["litert-int8"]["accuracy"] == float((scores.argmax(1) == dataset.labels("validation")).mean())
