@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from optimization.card import REFERENCE
 from optimization.jobs import optimize
 from optimization.page import render
-from optimization.release import REFERENCE
 from shared.artifacts import aliases, open_artifact, promote, register_version, sha256, versions
 from shared.datasets import Dataset
 from shared.errors import Damaged, NotFound

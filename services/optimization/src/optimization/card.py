@@ -1,19 +1,19 @@
 """The release card: everything measured of a Model's Variants, as JSON and as a page."""
 
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from optimization.build import agreement, tools
-from optimization.gate import METHOD, NEAR, Verdict
+from optimization.gate import METHOD, NEAR
 from optimization.measure import Speed
 from optimization.page import render
 from shared.artifacts import Manifest, now, write_bytes, write_json
 from shared.jobs import OptimizeJob
 
+REFERENCE = "keras-fp32"  # the row that every other one is held against
 Card = dict[str, Any]
 Row = dict[str, Any]
 
@@ -23,25 +23,20 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((scores.argmax(1) == labels).mean())
 
 
-def row(name: str, size: int, reference: np.ndarray, scores: np.ndarray, labels: np.ndarray, speed: Speed) -> Row:
-    """What was measured of one Session: bytes, validation accuracy, nearness to Keras, milliseconds, images/s."""
+def new_row(name: str, state: str, **known: object) -> Row:
+    """A row of the card: state is `measured`, or `failed` for a Variant that could not be built."""
     format, precision = name.split("-")
-    return {"variant": name, "format": format, "precision": precision, "state": "measured", "bytes": size,
-            "accuracy": accuracy(scores, labels), "against_keras": agreement(reference, scores),
+    return {"variant": name, "format": format, "precision": precision, "state": state, **known}
+
+
+def figures(reference: np.ndarray, scores: np.ndarray, labels: np.ndarray, speed: Speed) -> Row:
+    """What was measured of a Session on the validation split: accuracy, nearness to Keras, milliseconds, images/s."""
+    return {"accuracy": accuracy(scores, labels), "against_keras": agreement(reference, scores),
             "latency_ms": {"p50": speed.p50_ms, "p99": speed.p99_ms, "calls": speed.calls},
             "images_per_s": {str(batch): rate for batch, rate in speed.images_per_s.items()}}
 
 
-def judged_row(measured: Row, golden: dict[str, float], verdict: Verdict, why: str, winner: bool) -> Row:
-    return {**measured, "golden": golden, "gate": asdict(verdict), "winner": winner, "why": why}
-
-
-def failed_row(name: str, why: str) -> Row:
-    format, precision = name.split("-")
-    return {"variant": name, "format": format, "precision": precision, "state": "failed", "winner": False, "why": why}
-
-
-def make_card(job: OptimizeJob, manifest: Manifest, version: int, rows: list[Row], winner: str | None,
+def make_card(job: OptimizeJob, manifest: Manifest, version: int, rows: dict[str, Row], winner: str | None,
               alias: dict[str, Any], tested: dict[str, Any], validation_images: int, threads: int) -> Card:
     return {"schema": 1, "name": job.name, "version": version, "model": job.model_id,
             "dataset": manifest["parents"]["dataset"], "recipe": manifest.get("recipe"),
@@ -50,7 +45,7 @@ def make_card(job: OptimizeJob, manifest: Manifest, version: int, rows: list[Row
             "versions": {"python": platform.python_version(), "numpy": np.__version__, **tools()},
             "gate": {"budget": job.budget, "rank_batch": job.rank_batch, "near": NEAR, "method": METHOD,
                      "validation_images": validation_images},
-            "rows": rows, "winner": winner, "alias": alias, "test": tested}
+            "rows": list(rows.values()), "winner": winner, "alias": alias, "test": tested}
 
 
 def cpu_name() -> str:
@@ -65,3 +60,11 @@ def write_card(root: Path, card: Card) -> None:
     """cards/<model>.json and .html, each whole or not at all."""
     write_json(root / "cards" / f"{card['model']}.json", card)
     write_bytes(root / "cards" / f"{card['model']}.html", render(card).encode())
+
+
+def summary(card: Card) -> dict[str, Any]:
+    """What the job's record keeps of a card."""
+    short = {row["variant"]: {key: row[key] for key in ("state", "accuracy", "images_per_s", "why") if key in row}
+             for row in card["rows"]}
+    return {"model_id": card["model"], "name": card["name"], "version": card["version"], "winner": card["winner"],
+            "alias": card["alias"], "variants": short, "card": f"cards/{card['model']}.json"}

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from optimization.build import Source, build
-from optimization.card import accuracy, failed_row, judged_row, make_card, row, write_card
+from optimization.card import REFERENCE, Row, accuracy, figures, make_card, new_row, summary, write_card
 from optimization.export import CALIBRATION_IMAGES, stratified
 from optimization.gate import Candidate, choose, explain, judge
 from optimization.measure import BATCHES, measure
@@ -20,8 +21,6 @@ from shared.errors import Conflict, Damaged, Refused
 from shared.jobs import OptimizeJob
 from shared.runtimes import Session, compare_golden, open_session, run_in_chunks
 from shared.settings import threads
-
-REFERENCE = "keras-fp32"
 
 
 def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
@@ -40,39 +39,47 @@ def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
     if not len(images):
         raise Refused(f"dataset {dataset.id} has no validation images, on which the gate decides", "no_validation")
     with ExitStack() as stack:
-        reference = KerasReference(ctx.root / "models" / job.model_id / "model.keras", manifest["spec"]["size"])
-        sessions: dict[str, Session] = {REFERENCE: stack.enter_context(closing(reference))}
-        source = open_source(job, ctx, manifest, dataset, reference)
-        manifests, failed = build_all(job, ctx, source)
-        for variant in manifests:
-            session, _ = open_session(ctx.root, job.model_id, variant, threads(ctx.settings))
-            sessions[variant] = stack.enter_context(closing(session))
+        rows, sessions = open_all(job, ctx, manifest, dataset, stack)
         scores = {name: run_in_chunks(session, images, 64) for name, session in sessions.items()}
         speeds = measure(sessions, images, sorted({*BATCHES, job.rank_batch}), between=telling(ctx))
+        for name in sessions:
+            rows[name] |= figures(scores[REFERENCE], scores[name], labels, speeds[name])
         ctx.report("gate", 0, 1)
-        verdicts = {name: judge(scores[REFERENCE], scores[name], labels, job.budget) for name in manifests}
-        candidates = {name: Candidate(speeds[name].images_per_s[job.rank_batch], accuracy(scores[name], labels))
-                      for name, verdict in verdicts.items() if verdict.passes}
-        winner = choose(candidates)
-        tested = test_once(dataset, {name: sessions[name] for name in (REFERENCE, winner) if name})
+        winner = decide(job, rows, scores, labels)
+        tested = accuracy_on_test(dataset, {name: sessions[name] for name in (REFERENCE, winner) if name})
     version = register_version(ctx.root, job.name, job.model_id)
     alias = move_alias(job, ctx, version, winner)
-    why = explain(verdicts, candidates, winner, job.rank_batch)
-    sizes = {name: m["measured"]["bytes"] for name, m in manifests.items()}
-    sizes[REFERENCE] = manifest["files"]["model.keras"]["size"]
-    measured = {name: row(name, sizes[name], scores[REFERENCE], scores[name], labels, speeds[name])
-                for name in sessions}
-    rows = [measured[REFERENCE]]
-    for name in job.variants:
-        rows.append(failed_row(name, failed[name]) if name in failed else judged_row(
-            measured[name], manifests[name]["measured"]["golden"], verdicts[name], why[name], name == winner))
     card = make_card(job, manifest, version, rows, winner, alias, tested, len(labels), threads(ctx.settings))
     write_card(ctx.root, card)
     ctx.report("gate", 1, 1)
-    keys = ("state", "accuracy", "images_per_s", "why")
-    short = {r["variant"]: {key: r[key] for key in keys if key in r} for r in rows}
-    return {"model_id": job.model_id, "name": job.name, "version": version, "winner": winner, "alias": alias,
-            "variants": short, "card": f"cards/{job.model_id}.json"}
+    return summary(card)
+
+
+def open_all(job: OptimizeJob, ctx: Attempt, manifest: Manifest, dataset: Dataset,
+             stack: ExitStack) -> tuple[dict[str, Row], dict[str, Session]]:
+    """Build what is not published yet and load it all, Keras first: a row for each, and a Session where it stands.
+
+    Raises Damaged when the Model can't be loaded or answers its golden batch otherwise than it did.
+    """
+    reference = KerasReference(ctx.root / "models" / job.model_id / "model.keras", manifest["spec"]["size"])
+    source = open_source(job, ctx, manifest, dataset, reference)
+    rows = {REFERENCE: new_row(REFERENCE, "measured", bytes=manifest["files"]["model.keras"]["size"])}
+    sessions: dict[str, Session] = {REFERENCE: stack.enter_context(closing(reference))}
+    for done, variant in enumerate(job.variants):
+        ctx.report("export", done, len(job.variants), variant=variant)
+        ctx.check()
+        if done:
+            faults.point("mid-export")
+        try:
+            build(ctx.root, ctx.job_id, source, variant)
+            session, found = open_session(ctx.root, job.model_id, variant, threads(ctx.settings))
+        except Damaged as e:
+            rows[variant] = new_row(variant, "failed", winner=False, why=str(e))
+        else:
+            rows[variant] = new_row(variant, "measured", **found["measured"])
+            sessions[variant] = stack.enter_context(closing(session))
+    ctx.report("export", len(job.variants), len(job.variants))
+    return rows, sessions
 
 
 def open_source(job: OptimizeJob, ctx: Attempt, manifest: Manifest, dataset: Dataset,
@@ -85,22 +92,6 @@ def open_source(job: OptimizeJob, ctx: Attempt, manifest: Manifest, dataset: Dat
     return Source(job.model_id, manifest, reference.model, images, expected, dataset.images("train")[sample])
 
 
-def build_all(job: OptimizeJob, ctx: Attempt, source: Source) -> tuple[dict[str, Manifest], dict[str, str]]:
-    """The manifests of the Variants that stand, and for each other one the sentence that says why it does not."""
-    manifests, failed = {}, {}
-    for done, variant in enumerate(job.variants):
-        ctx.report("export", done, len(job.variants), variant=variant)
-        ctx.check()
-        if done:
-            faults.point("mid-export")
-        try:
-            manifests[variant] = build(ctx.root, ctx.job_id, source, variant)
-        except Damaged as e:
-            failed[variant] = str(e)
-    ctx.report("export", len(job.variants), len(job.variants))
-    return manifests, failed
-
-
 def telling(ctx: Attempt) -> Callable[[int, int], None]:
     """Between two measurements: show how far it is, and leave if asked to."""
     def between(step: int, of: int) -> None:
@@ -109,8 +100,20 @@ def telling(ctx: Attempt) -> Callable[[int, int], None]:
     return between
 
 
-def test_once(dataset: Dataset, sessions: dict[str, Session]) -> dict[str, Any]:
-    """Accuracy on the test split, of the winner and the reference alone: what is chosen by never decides."""
+def decide(job: OptimizeJob, rows: dict[str, Row], scores: dict[str, np.ndarray], labels: np.ndarray) -> str | None:
+    """Write the gate's verdict on each Variant, and the reason, into its row; returns the winner."""
+    reference = scores[REFERENCE]
+    verdicts = {name: judge(reference, scores[name], labels, job.budget) for name in scores if name != REFERENCE}
+    candidates = {name: Candidate(rows[name]["images_per_s"][str(job.rank_batch)], rows[name]["accuracy"])
+                  for name, verdict in verdicts.items() if verdict.passes}
+    winner = choose(candidates)
+    for name, why in explain(verdicts, candidates, winner, job.rank_batch).items():
+        rows[name] |= {"gate": asdict(verdicts[name]), "winner": name == winner, "why": why}
+    return winner
+
+
+def accuracy_on_test(dataset: Dataset, sessions: dict[str, Session]) -> dict[str, Any]:
+    """On the test split, of the winner and the reference alone: what is chosen by never decides."""
     images, labels = dataset.images("test"), np.asarray(dataset.labels("test"))
     if not len(images):
         return {"images": 0, "accuracy": {}}
