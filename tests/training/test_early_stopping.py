@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shared.jobs import TrainJob
-from training.fitting import best_epoch
+from training.evaluation import best_epoch
 from training.jobs import train
 
 # Keras 3.15 saves variables through an __array__ without NumPy 2's copy keyword.

@@ -7,7 +7,7 @@ import pytest
 from shared.datasets import Spec
 from shared.jobs import TrainJob
 from training import networks
-from training.fitting import predict
+from training.evaluation import new_predict
 from training.recipes import RECIPES, SEED_CNN, learning_rate, resolve
 
 
@@ -54,7 +54,7 @@ def test_a_network_builds_at_any_size_and_answers_probabilities(recipe: str, siz
     spec = Spec(size, tuple(map(str, range(classes))), (0.5, 0.4, 0.3), (0.2, 0.2, 0.0))
     model = networks.build(RECIPES[recipe], spec)
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    probabilities = predict(model, images)
+    probabilities = new_predict(model)(images)
     assert probabilities.shape == (2, classes)
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     assert model.count_params() < 20_000_000

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,8 +14,10 @@ from shared import faults
 from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
-from training import augmentation, checkpoints, networks
+from training import checkpoints, networks
+from training.evaluation import best_epoch, cross_entropy, new_predict
 from training.recipes import Recipe, learning_rate
+from training.steps import Step, new_optimizer, new_step
 
 log = logging.getLogger("lanner.training")
 CHECKPOINT_S = 20.0
@@ -39,8 +40,8 @@ class Training:
         self.steps = self.steps_an_epoch * recipe.epochs
         keras.utils.set_random_seed(seed)
         self.model = networks.build(recipe, dataset.spec)
-        self.optimizer = _optimizer(recipe)
-        self.optimizer.build(self.model.trainable_variables)
+        self.optimizer = new_optimizer(recipe, self.model)
+        self.predict = new_predict(self.model)
         self.totals = tf.Variable(tf.zeros([2], tf.float64))  # of the epoch so far: summed loss, right answers
         self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -57,7 +58,8 @@ class Training:
             Refused: the loss is no longer a number.
         """
         self.resume()
-        step, writer = step_function(self), tf.summary.create_file_writer(str(self.ctx.work / "logs"))
+        step = new_step(self.model, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals)
+        writer = tf.summary.create_file_writer(str(self.ctx.work / "logs"))
         with writer.as_default():
             while len(self.history) < self.recipe.epochs and not self._waited_long_enough():
                 self._run_epoch(step)
@@ -65,7 +67,7 @@ class Training:
         writer.close()
         self.model.set_weights(self.best)
 
-    def _run_epoch(self, step: Callable[..., tf.Tensor]) -> None:
+    def _run_epoch(self, step: Step) -> None:
         epoch, batch = len(self.history), self.recipe.batch_size
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.images))
         while (at := self.step - epoch * self.steps_an_epoch) < self.steps_an_epoch:
@@ -104,7 +106,7 @@ class Training:
     def _validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation split."""
         images, labels = self.dataset.images("validation"), self.dataset.labels("validation")
-        found = predict(self.model, images, self._stop_if_asked)
+        found = self.predict(images, self._stop_if_asked)
         return cross_entropy(found, labels), float((found.argmax(1) == labels).mean())
 
     def _waited_long_enough(self) -> bool:
@@ -162,70 +164,3 @@ class Training:
         self.step, self.history, self._seconds = state["step"], state["history"], state["seconds"]
         self.totals.assign(state["totals"])
         log.info("resumed at step %d of %d", self.step, self.steps)
-
-
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """Index of the epoch with the highest validation accuracy; among equals the lowest validation loss, the first."""
-    def rank(i: int) -> tuple[float, float, int]:
-        return history[i]["validation_accuracy"], -history[i]["validation_loss"], -i
-
-    return max(range(len(history)), key=rank)
-
-
-def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log p(label); probabilities float32 [N, K], labels int32 [N]."""
-    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(of_label, 1e-12)).mean())
-
-
-def predict(model: keras.Model, images: np.ndarray, between: Callable[[], None] = lambda: None) -> np.ndarray:
-    """uint8 [N, S, S, 3] -> float32 [N, K], in batches of about a megapixel; `between` is called before each."""
-    size = images.shape[1]
-    batch = max(1, 2**20 // size**2)
-
-    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)])
-    def run(some: tf.Tensor) -> tf.Tensor:
-        return model(tf.cast(some, tf.float32), training=False)
-
-    found = []
-    for at in range(0, len(images), batch):
-        between()
-        found.append(run(images[at:at + batch]).numpy())
-    return np.concatenate(found)
-
-
-def _optimizer(recipe: Recipe) -> keras.Optimizer:
-    decay = recipe.weight_decay or None
-    match recipe.optimizer:
-        case "adam":
-            optimizer = keras.optimizers.Adam(recipe.learning_rate, weight_decay=decay)
-        case "sgd":
-            optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=decay)
-        case other:
-            raise ValueError(f"optimizer {other!r} of recipe {recipe.name} is unknown: expected adam or sgd")
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-
-
-def step_function(training: Training) -> Callable[..., tf.Tensor]:
-    """One optimizer step as a graph: images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32."""
-    recipe, spec, optimizer, totals = training.recipe, training.dataset.spec, training.optimizer, training.totals
-    logits_of, weights = networks.logits_of(training.model), training.model.trainable_variables
-    classes, blank = len(spec.labels), tuple(255 * m for m in spec.mean)
-    other = recipe.label_smoothing / classes
-
-    @tf.function
-    def step(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        draws = augmentation.draw(recipe.augmentation, spec.size, recipe.batch_size, tf.stack([training.seed, number]))
-        images = augmentation.apply(images, recipe.augmentation, draws, blank)
-        targets = tf.one_hot(labels, classes, 1 - recipe.label_smoothing + other, other)
-        optimizer.learning_rate.assign(rate)
-        with tf.GradientTape() as tape:
-            logits = logits_of(images, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
-        optimizer.apply(tape.gradient(loss, weights), weights)
-        right = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float64))
-        totals.assign_add(tf.stack([tf.cast(loss, tf.float64) * recipe.batch_size, right]))
-        return loss
-
-    return step

@@ -12,7 +12,8 @@ from shared.artifacts import Manifest, publish, stage, write_json
 from shared.attempt import Attempt
 from shared.errors import LannerError
 from shared.jobs import TrainJob
-from training.fitting import Training, best_epoch, predict
+from training.evaluation import best_epoch, confusion_matrix, new_predict
+from training.fitting import Training
 
 GOLDEN = 256
 RELOADED = 1e-5  # largest difference of a probability after saving and loading the same float32 weights
@@ -24,27 +25,30 @@ def publish_model(training: Training, job: TrainJob, ctx: Attempt, device: str) 
     Raises:
         LannerError: the saved model answers other than the trained one.
     """
+    ctx.report("publish", 0, 1)
     staging = stage(ctx.root, ctx.job_id)
     try:
         manifest = _write(staging, training, job, ctx, device)
-        return publish(ctx.root, staging, job.target, manifest)
+        manifest = publish(ctx.root, staging, job.target, manifest)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    ctx.report("publish", 1, 1)
+    return manifest
 
 
 def _write(staging: Path, training: Training, job: TrainJob, ctx: Attempt, device: str) -> Manifest:
     dataset, labels = training.dataset, list(training.dataset.spec.labels)
     images, truth = dataset.images("validation"), dataset.labels("validation")
     best = training.history[best_epoch(training.history)]
-    confusion = confusion_matrix(predict(training.model, images).argmax(1), truth, len(labels))
+    confusion = confusion_matrix(training.predict(images).argmax(1), truth, len(labels))
     recall = [float(row[k] / row.sum()) if row.sum() else None for k, row in enumerate(confusion)]
 
     training.model.save(staging / "model.keras")
     write_json(staging / "history.json", training.history)
     write_json(staging / "confusion.json", {"labels": labels, "matrix": confusion.tolist(), "recall": recall})
     shutil.copytree(ctx.work / "logs", staging / "logs")
-    _write_golden(staging, training.model, images)
+    _write_golden(staging, training, images)
 
     seconds = round(sum(entry["seconds"] for entry in training.history), 1)
     metrics = {"validation_accuracy": best["validation_accuracy"], "validation_loss": best["validation_loss"],
@@ -62,17 +66,12 @@ def _write(staging: Path, training: Training, job: TrainJob, ctx: Attempt, devic
     }
 
 
-def confusion_matrix(found: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """int64 [K, K], rows the true class, columns the found one; both inputs int [N]."""
-    return np.bincount(truth.astype(np.int64) * classes + found, minlength=classes**2).reshape(classes, classes)
-
-
-def _write_golden(staging: Path, trained: keras.Model, images: np.ndarray) -> None:
+def _write_golden(staging: Path, training: Training, images: np.ndarray) -> None:
     """golden.npz: images uint8 [<=256, S, S, 3] from all over the validation split, the reloaded model's answers."""
     chosen = np.ascontiguousarray(images[np.linspace(0, len(images) - 1, min(GOLDEN, len(images))).astype(int)])
     reloaded: Any = keras.models.load_model(staging / "model.keras", compile=False)
-    got = predict(reloaded, chosen)
-    off = float(np.abs(got - predict(trained, chosen)).max())
+    got = new_predict(reloaded)(chosen)
+    off = float(np.abs(got - training.predict(chosen)).max())
     if not off <= RELOADED:
         raise LannerError(f"model.keras answers other than the trained network, off by {off:.2g} where {RELOADED:g} is "
                           "allowed: the save is broken", "broken_save")

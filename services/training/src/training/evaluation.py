@@ -1,0 +1,51 @@
+"""What a network's answers are worth, and which epoch's are the best."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+MEGAPIXEL = 2**20
+Predict = Callable[..., np.ndarray]
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """Index of the epoch with the highest validation accuracy; among equals the lowest validation loss, the first."""
+    def rank(i: int) -> tuple[float, float, int]:
+        return history[i]["validation_accuracy"], -history[i]["validation_loss"], -i
+
+    return max(range(len(history)), key=rank)
+
+
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(label); probabilities float32 [N, K], labels int32 [N]."""
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(of_label, 1e-12)).mean())
+
+
+def new_predict(model: keras.Model) -> Predict:
+    """predict(images, between): uint8 [N, S, S, 3] -> float32 [N, K], a megapixel at a time.
+
+    `between` is called before each. The graph is made once and follows the model's weights.
+    """
+    size = model.input_shape[1]
+
+    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)])
+    def run(images: tf.Tensor) -> tf.Tensor:
+        return model(tf.cast(images, tf.float32), training=False)
+
+    def predict(images: np.ndarray, between: Callable[[], None] = lambda: None) -> np.ndarray:
+        batch, found = max(1, MEGAPIXEL // size**2), []
+        for at in range(0, len(images), batch):
+            between()
+            found.append(run(images[at:at + batch]).numpy())
+        return np.concatenate(found)
+
+    return predict
+
+
+def confusion_matrix(found: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """int64 [K, K], rows the true class, columns the found one; both inputs int [N]."""
+    return np.bincount(truth.astype(np.int64) * classes + found, minlength=classes**2).reshape(classes, classes)

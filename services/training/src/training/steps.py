@@ -1,0 +1,55 @@
+"""One optimizer step as a TensorFlow graph: augmentation, forward, backward, update."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from shared.datasets import Spec
+from training import augmentation, networks
+from training.recipes import Recipe
+
+Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def new_optimizer(recipe: Recipe, model: keras.Model) -> keras.Optimizer:
+    """The recipe's optimizer, its state made for `model`. Weight decay spares biases and normalisation."""
+    decay = recipe.weight_decay or None
+    match recipe.optimizer:
+        case "adam":
+            optimizer = keras.optimizers.Adam(recipe.learning_rate, weight_decay=decay)
+        case "sgd":
+            optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=decay)
+        case other:
+            raise ValueError(f"optimizer {other!r} of recipe {recipe.name} is unknown: expected adam or sgd")
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spec: Spec, seed: int,
+             totals: tf.Variable) -> Step:
+    """step(images, labels, rate, number) -> loss, a graph of fixed shapes.
+
+    images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32: the step's, which with `seed` decides the
+    augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers.
+    """
+    logits_of, weights = networks.logits_of(model), model.trainable_variables
+    classes, blank = len(spec.labels), tuple(255 * m for m in spec.mean)
+    other = recipe.label_smoothing / classes
+
+    @tf.function
+    def step(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        draws = augmentation.draw(recipe.augmentation, spec.size, recipe.batch_size, tf.stack([seed, number]))
+        images = augmentation.apply(images, recipe.augmentation, draws, blank)
+        targets = tf.one_hot(labels, classes, 1 - recipe.label_smoothing + other, other)
+        optimizer.learning_rate.assign(rate)
+        with tf.GradientTape() as tape:
+            logits = logits_of(images, training=True)
+            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+        optimizer.apply(tape.gradient(loss, weights), weights)
+        right = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float64))
+        totals.assign_add(tf.stack([tf.cast(loss, tf.float64) * recipe.batch_size, right]))
+        return loss
+
+    return step
