@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import time
 from typing import Any
 
@@ -62,12 +63,14 @@ class Training:
         writer = tf.summary.create_file_writer(str(self.ctx.work / "logs"))
         with writer.as_default():
             while len(self.history) < self.recipe.epochs and not self._waited_long_enough():
-                self._run_epoch(step)
+                self._run_steps(step)
+                self._end_epoch()
                 writer.flush()
         writer.close()
         self.model.set_weights(self.best)
 
-    def _run_epoch(self, step: Step) -> None:
+    def _run_steps(self, step: Step) -> None:
+        """The steps of the epoch that are left."""
         epoch, batch = len(self.history), self.recipe.batch_size
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.images))
         while (at := self.step - epoch * self.steps_an_epoch) < self.steps_an_epoch:
@@ -82,13 +85,13 @@ class Training:
             self.step += 1
             self._report(at + 1)
             self._save_if_older_than(CHECKPOINT_S)
+
+    def _end_epoch(self) -> None:
+        """Validate, write the epoch into the history, keep the weights if they are the best."""
+        loss, accuracy = self._means(self.steps_an_epoch)
         validation_loss, validation_accuracy = self._validate()
-        loss, accuracy = self.totals.numpy() / (self.steps_an_epoch * batch)
-        if not np.isfinite(loss):
-            raise Refused(f"training diverged: the loss of epoch {epoch + 1} is {loss}; ask for a learning_rate below "
-                          f"{self.recipe.learning_rate:g}", "diverged")
         self._count_time()
-        entry = {"epoch": epoch + 1, "step": self.step, "loss": float(loss), "accuracy": float(accuracy),
+        entry = {"epoch": len(self.history) + 1, "step": self.step, "loss": loss, "accuracy": accuracy,
                  "validation_loss": validation_loss, "validation_accuracy": validation_accuracy,
                  "learning_rate": learning_rate(self.recipe, self.step - 1, self.steps),
                  "seconds": round(self._seconds[0], 3), "cpu_seconds": round(self._seconds[1], 3)}
@@ -97,17 +100,30 @@ class Training:
         for name in ("loss", "accuracy"):
             tf.summary.scalar(f"validation/{name}", entry[f"validation_{name}"], self.step)
         self.history.append(entry)
-        if best_epoch(self.history) == epoch:
+        if best_epoch(self.history) == len(self.history) - 1:
             self.best = self.model.get_weights()
         self.totals.assign(tf.zeros([2], tf.float64))
         self._seconds = [0.0, 0.0]
         self._save_if_older_than(EPOCH_CHECKPOINT_S)
 
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation split."""
+        """Loss and accuracy on the validation split. Raises Refused when the loss is no number."""
         images, labels = self.dataset.images("validation"), self.dataset.labels("validation")
         found = self.predict(images, self._stop_if_asked)
-        return cross_entropy(found, labels), float((found.argmax(1) == labels).mean())
+        loss = cross_entropy(found, labels)
+        self._refuse_divergence(loss)
+        return loss, float((found.argmax(1) == labels).mean())
+
+    def _means(self, steps_done: int) -> tuple[float, float]:
+        """Loss and accuracy of the epoch so far. Raises Refused when the loss is no number."""
+        loss, accuracy = (self.totals.numpy() / (steps_done * self.recipe.batch_size)).tolist()
+        self._refuse_divergence(loss)
+        return loss, accuracy
+
+    def _refuse_divergence(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise Refused(f"training diverged in epoch {len(self.history) + 1}: the loss is {loss}; ask for a "
+                          f"learning_rate below {self.recipe.learning_rate:g}", "diverged")
 
     def _waited_long_enough(self) -> bool:
         found = [entry["validation_accuracy"] for entry in self.history]
@@ -119,8 +135,8 @@ class Training:
         if self.step < self.steps and time.monotonic() - self._told < REPORT_S:
             return
         self._told = time.monotonic()
-        loss, accuracy = self.totals.numpy() / (steps_done * self.recipe.batch_size)
-        metrics = {"epoch": len(self.history) + 1, "loss": round(float(loss), 4), "accuracy": round(float(accuracy), 4)}
+        loss, accuracy = self._means(steps_done)
+        metrics = {"epoch": len(self.history) + 1, "loss": round(loss, 4), "accuracy": round(accuracy, 4)}
         if self.history:
             metrics["validation_accuracy"] = round(self.history[-1]["validation_accuracy"], 4)
         self.ctx.report("train", self.step, self.steps, **metrics)
