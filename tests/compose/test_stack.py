@@ -112,7 +112,7 @@ def test_tensorboard_shows_the_finished_training(stack, pipeline):
     stack.until(runs, 60, "the run in TensorBoard")
 
 
-def test_a_folder_under_imports_becomes_a_model(stack, images):
+def test_a_folder_under_imports_becomes_a_dataset(stack, images):
     shutil.copytree(images, stack.imports / "colours")
     (stack.imports / "colours").chmod(0o755)  # user 10001 reads it
     accepted = stack.submit("import:colours", "imported", epochs=1)
