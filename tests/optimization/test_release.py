@@ -8,14 +8,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from redis import Redis
 
 from optimization.card import REFERENCE
 from optimization.jobs import optimize
 from optimization.page import render
 from shared.artifacts import aliases, open_artifact, promote, register_version, sha256, versions
+from shared.attempt import Cancelled
 from shared.datasets import Dataset
 from shared.errors import Damaged, NotFound
 from shared.jobs import VARIANTS, OptimizeJob
+from shared.ledger import Ledger
 from shared.runtimes import FILES, TOLERANCE, open_session, run_in_chunks
 
 # TensorFlow's variables do not know NumPy 2's copy argument yet; Keras reads them all the same.
@@ -212,6 +215,15 @@ def test_a_model_that_no_longer_answers_its_golden_batch_fails_the_job(root, beg
     with pytest.raises(Damaged, match="model m-1: the golden batch is off"):
         optimize(ONE, begin(root, ONE))
     assert not (root / "variants").exists()
+
+
+def test_a_cancelled_job_leaves_before_it_exports(root, begin):
+    ctx = begin(root, ONE)
+    Ledger(root, Redis.from_url("redis://127.0.0.1:1/0")).ask_cancel("j-1")
+    with pytest.raises(Cancelled):
+        optimize(ONE, ctx)
+    assert not (root / "variants").exists()
+    assert aliases(root, "sides") == {}
 
 
 def test_a_model_that_is_not_there_is_not_found(root, begin):
