@@ -68,20 +68,21 @@ def draw(options: dict[str, Any], size: int, count: int, seed: tf.Tensor) -> Dra
     angle = math.radians(options.get("rotation_range", 0))
     return {
         "flip": uniform(2, 0, 1, 1)[:, 0] < (0.5 if options.get("horizontal_flip") else 0.0),
-        "shift": shift if _interpolates(options) else tf.round(shift),
+        "shift": shift if interpolates(options) else tf.round(shift),
         "angle": uniform(3, -angle, angle, 1)[:, 0],
         "zoom": uniform(4, low, high, 2),
         "hole": tf.cast(uniform(5, 0, size, 2), tf.int32),
     }
 
 
-def _interpolates(options: dict[str, Any]) -> bool:
+def interpolates(options: dict[str, Any]) -> bool:
+    """Whether pixels fall between pixels: then an image is sampled, else only moved."""
     return bool(options.get("rotation_range")) or bool(options.get("zoom_range"))
 
 
 def apply(images: tf.Tensor, options: dict[str, Any], draws: Draws, blank: tuple[float, float, float]) -> tf.Tensor:
     """uint8 [N, S, S, 3] -> float32 [N, S, S, 3], 0..255, augmented as drawn; `blank` is the colour of a cutout."""
-    if _interpolates(options):
+    if interpolates(options):
         images = _affine(tf.cast(images, tf.float32), draws)
     elif any(options.get(name) for name in ("horizontal_flip", "width_shift_range", "height_shift_range")):
         images = _shifted(images, draws)

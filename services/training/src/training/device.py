@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from shared import gpu
 from shared.errors import Refused
 from shared.settings import Settings, threads
 
@@ -22,6 +23,11 @@ def prepare(settings: Settings) -> str:
     if not gpus:
         raise Refused("DEVICE=gpu, but TensorFlow sees no GPU: give this process a GPU and its driver and install the "
                       "training package's extra gpu, or set DEVICE=cpu", "gpu_missing")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+    for card in gpus:
+        tf.config.experimental.set_memory_growth(card, True)
     return "gpu"
+
+
+def memory_bytes() -> int:
+    """Memory of this process's GPU, from its driver."""
+    return gpu.find()[0].memory_mib << 20

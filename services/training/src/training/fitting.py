@@ -15,15 +15,17 @@ from shared import faults
 from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
-from training import checkpoints, networks
+from training import augmentation, checkpoints, device, networks
 from training.evaluation import best_epoch, cross_entropy, new_predict
 from training.recipes import Recipe, learning_rate
-from training.steps import Step, new_optimizer, new_step
+from training.steps import Run, fed, new_optimizer, new_step, resident
 
 log = logging.getLogger("lanner.training")
 CHECKPOINT_S = 20.0
 EPOCH_CHECKPOINT_S = 2.0  # an epoch's end so soon after the last checkpoint writes none
 REPORT_S = 0.2
+SHARE_OF_GPU = 0.25  # of its memory for the images
+STEPS_A_CALL = 50  # on a GPU: a fraction of a second, after which the job can be stopped
 POINTS = 200  # of the training curve in TensorBoard
 
 
@@ -39,6 +41,7 @@ class Training:
         self.images, self.labels = dataset.images("train"), dataset.labels("train")
         self.steps_an_epoch = len(self.images) // recipe.batch_size
         self.steps = self.steps_an_epoch * recipe.epochs
+        self.steps_a_call = 1
         keras.utils.set_random_seed(seed)
         self.model = networks.build(recipe, dataset.spec)
         self.optimizer = new_optimizer(recipe, self.model)
@@ -59,31 +62,42 @@ class Training:
             Refused: the loss is no longer a number.
         """
         self.resume()
-        step = new_step(self.model, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals)
+        run = self._new_run()
         writer = tf.summary.create_file_writer(str(self.ctx.work / "logs"))
         with writer.as_default():
             while len(self.history) < self.recipe.epochs and not self._waited_long_enough():
-                self._run_steps(step)
+                self._run_steps(run)
                 self._end_epoch()
                 writer.flush()
         writer.close()
         self.model.set_weights(self.best)
 
-    def _run_steps(self, step: Step) -> None:
-        """The steps of the epoch that are left."""
+    def _new_run(self) -> Run:
+        """On a GPU that holds the images, steps compiled by XLA over them; else steps fed from the host."""
+        on_gpu = self.ctx.settings.device == "gpu"
+        step = new_step(self.model, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals,
+                        compile=on_gpu and not augmentation.interpolates(self.recipe.augmentation))
+        if on_gpu and self.images.nbytes < SHARE_OF_GPU * device.memory_bytes():
+            self.steps_a_call = STEPS_A_CALL
+            return resident(step, self.images, self.labels)
+        return fed(step, self.images, self.labels)
+
+    def _run_steps(self, run: Run) -> None:
+        """The steps of the epoch that are left, `steps_a_call` at a time."""
         epoch, batch = len(self.history), self.recipe.batch_size
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.images))
         while (at := self.step - epoch * self.steps_an_epoch) < self.steps_an_epoch:
             self._stop_if_asked()
-            if self.step == self.steps // 2:
+            count = min(self.steps_a_call, self.steps_an_epoch - at)
+            if self.step <= self.steps // 2 < self.step + count:
                 faults.point("mid-train")
-            chosen = order[at * batch:(at + 1) * batch]
-            rate = learning_rate(self.recipe, self.step, self.steps)
-            loss = step(self.images[chosen], self.labels[chosen], tf.constant(rate), tf.constant(self.step))
-            if self.step % max(1, self.steps // POINTS) == 0:
+            chosen = order[at * batch:(at + count) * batch].reshape(count, batch)
+            rates = [learning_rate(self.recipe, self.step + i, self.steps) for i in range(count)]
+            loss = run(chosen, np.array(rates, np.float32), self.step)
+            if self.step % max(1, self.steps // POINTS) < count:
                 tf.summary.scalar("train/batch_loss", loss, self.step)
-            self.step += 1
-            self._report(at + 1)
+            self.step += count
+            self._report(at + count)
             self._save_if_older_than(CHECKPOINT_S)
 
     def _end_epoch(self) -> None:

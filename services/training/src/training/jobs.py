@@ -1,16 +1,12 @@
-"""Dataset -> Model. Imported in the worker's forked child alone: TensorFlow must not run in its parent."""
+"""Dataset -> Model: what the queue `training` runs."""
 
-import os
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-from shared.attempt import Attempt, attempt  # noqa: E402  (TensorFlow reads the variable when it is imported)
-from shared.datasets import Dataset  # noqa: E402
-from shared.errors import Refused  # noqa: E402
-from shared.jobs import TrainJob  # noqa: E402
-from training import augmentation, device, fitting, publishing  # noqa: E402
-from training.recipes import resolve  # noqa: E402
+from shared.attempt import Attempt, attempt
+from shared.datasets import Dataset
+from shared.errors import Refused
+from shared.jobs import TrainJob
+from training.recipes import resolve
 
 
 def run(job_id: str) -> dict[str, Any]:
@@ -25,6 +21,10 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
             a training that diverged.
         Stopped, Cancelled: asked to, with a checkpoint in ctx.work.
     """
+    # Imported here, under the run lock: TensorFlow takes seconds, on a cold disk more than the keeper waits for an
+    # attempt to begin; and a worker that has touched it can't fork.
+    from training import augmentation, device, fitting, publishing
+
     dataset = Dataset(ctx.root, job.dataset_id)
     images = {split: len(dataset.labels(split)) for split in ("train", "validation")}
     if not all(images.values()):

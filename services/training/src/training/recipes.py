@@ -51,7 +51,7 @@ SMALL = Recipe(
     weight_decay=5e-3,
     label_smoothing=0.1,
     epochs=8,
-    batch_size=128,
+    batch_size=64,
     augmentation={"width_shift_range": 0.0625, "height_shift_range": 0.0625, "horizontal_flip": True},
 )
 """For CPUs of two cores."""

@@ -1,8 +1,9 @@
-"""One optimizer step as a TensorFlow graph: augmentation, forward, backward, update."""
+"""Optimizer steps as TensorFlow graphs: augmentation, forward, backward, update."""
 
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from shared.datasets import Spec
@@ -10,6 +11,7 @@ from training import augmentation, networks
 from training.recipes import Recipe
 
 Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+Run = Callable[[np.ndarray, np.ndarray, int], tf.Tensor]
 
 
 def new_optimizer(recipe: Recipe, model: keras.Model) -> keras.Optimizer:
@@ -28,17 +30,18 @@ def new_optimizer(recipe: Recipe, model: keras.Model) -> keras.Optimizer:
 
 
 def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spec: Spec, seed: int,
-             totals: tf.Variable) -> Step:
+             totals: tf.Variable, compile: bool = False) -> Step:
     """step(images, labels, rate, number) -> loss, a graph of fixed shapes.
 
     images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32: the step's, which with `seed` decides the
-    augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers.
+    augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers. `compile`: by XLA, which pays on
+    GPUs alone and knows no interpolated augmentation.
     """
     logits_of, weights = networks.logits_of(model), model.trainable_variables
     classes, blank = len(spec.labels), tuple(255 * m for m in spec.mean)
     other = recipe.label_smoothing / classes
 
-    @tf.function
+    @tf.function(jit_compile=compile)
     def step(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         draws = augmentation.draw(recipe.augmentation, spec.size, recipe.batch_size, tf.stack([seed, number]))
         images = augmentation.apply(images, recipe.augmentation, draws, blank)
@@ -53,3 +56,32 @@ def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spe
         return loss
 
     return step
+
+
+def fed(step: Step, images: np.ndarray, labels: np.ndarray) -> Run:
+    """run(chosen, rates, first) -> the last loss: a step for each row of `chosen`, its images sent from the host.
+
+    chosen int [n, B], indices into images uint8 [N, S, S, 3] and labels int32 [N]; rates float32 [n]; first: the number
+    of the first step.
+    """
+    def run(chosen: np.ndarray, rates: np.ndarray, first: int) -> tf.Tensor:
+        for i, (rows, rate) in enumerate(zip(chosen, rates, strict=True)):
+            loss = step(images[rows], labels[rows], tf.constant(rate), tf.constant(first + i))
+        return loss
+
+    return run
+
+
+def resident(step: Step, images: np.ndarray, labels: np.ndarray) -> Run:
+    """As `fed`, with all images on the device and the n steps in one graph: nothing but indices crosses the bus."""
+    pixels, classes = tf.constant(images), tf.constant(labels)
+
+    @tf.function(reduce_retracing=True)
+    def run(chosen: tf.Tensor, rates: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        loss = tf.constant(0.0)
+        for i in tf.range(tf.shape(rates)[0]):
+            rows = chosen[i]
+            loss = step(tf.gather(pixels, rows), tf.gather(classes, rows), rates[i], first + i)
+        return loss
+
+    return lambda chosen, rates, first: run(tf.constant(chosen, tf.int32), tf.constant(rates), tf.constant(first))
