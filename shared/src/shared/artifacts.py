@@ -28,7 +28,7 @@ Manifest = dict[str, Any]
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def fsync_dir(path: Path) -> None:

@@ -14,6 +14,7 @@ from shared.errors import Damaged, LannerError, NotFound, Refused, Unavailable
 
 log = logging.getLogger("lanner.loaded")
 RETRY_S, RETRY_MOST_S = 10.0, 600.0  # a refused Variant is tried again after these, doubling
+FIRST_LOAD_S = 5.0  # that a request waits for the first Variant of an alias
 Place = tuple[str, str]  # Name, alias
 
 
@@ -57,7 +58,7 @@ class LoadedModels:
         """
         pointed = self._aliases.get((name, alias))
         if pointed is None and version is None:
-            raise self._absent(name, alias)
+            pointed = self._first_load(name, alias)
         if pointed and version is None and variant is None:
             return pointed
         known = artifacts.versions(self._root, name)
@@ -145,6 +146,17 @@ class LoadedModels:
         self._refused = {**self._refused, place: Refusal(record, reason, tries, time.monotonic() + pause)}
         if tries == 1:
             log.error("%s@%s is refused, what served before goes on: %s", *place, reason)
+
+    def _first_load(self, name: str, alias: str) -> Served:
+        """Wait for an alias that points to a Variant for the first time: its pipeline may have ended just now."""
+        end = time.monotonic() + FIRST_LOAD_S
+        while True:
+            error = self._absent(name, alias)
+            if error.code != "loading" or time.monotonic() > end:
+                raise error
+            time.sleep(0.02)
+            if pointed := self._aliases.get((name, alias)):
+                return pointed
 
     def _absent(self, name: str, alias: str) -> LannerError:
         refusal = self._refused.get((name, alias)) or self._refused.get((name, ""))

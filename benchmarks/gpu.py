@@ -1,0 +1,173 @@
+"""The pipeline through real workers and a real Redis on a GPU host, each part timed; a table last, JSON beside it.
+
+    ./run bench gpu --data FOLDER                        every worker with this Python
+    ./run bench gpu --data FOLDER --shell training=". env/activate"     a worker in a shell that this prepares
+    ./run bench gpu --data FOLDER --device cpu --epochs 1 --limit 200   a dry run
+
+It prepares the folder on the GPU and on the CPU and compares the bytes, trains each recipe, and exports the last one.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redis import Redis, RedisError
+
+from shared import gpu
+from shared.artifacts import open_artifact, read_json
+from shared.jobs import Job, OptimizeJob, PreprocessJob, TrainJob, new_id
+from shared.ledger import TERMINAL, Ledger
+from shared.queue import deliver
+
+PORT = 6399
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder of images, one folder a class")
+    parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
+    parser.add_argument("--redis", default="redis-server", help="the server's program")
+    parser.add_argument("--shell", action="append", default=[], metavar="SERVICE=COMMANDS")
+    parser.add_argument("--recipes", default="seed-cnn,small")
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--optimize", action="store_true", help="export and measure the last model too")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    args = parser.parse_args()
+    shells = dict(s.split("=", 1) for s in args.shell)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), args, shells)
+        rows = list(bench.run())
+    cards = [vars(g) for g in gpu.find()]
+    args.out.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "gpus": cards, "python": platform.python_version(),
+                                    "command": sys.argv, "rows": rows}, indent=1))
+    print(f"\n{'part':34} {'seconds':>8}  what")
+    for row in rows:
+        print(f"{row['part']:34} {row['seconds']:8.1f}  {row['what']}")
+    sys.exit(any(row["failed"] for row in rows))
+
+
+class Bench:
+    """One run: its Redis, its artifacts, one worker at a time."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace, shells: dict[str, str]):
+        self.folder, self.args, self.shells = folder, args, shells
+        self.root = folder / "artifacts"
+        self.root.mkdir()
+        self.ledger = Ledger(self.root, Redis(port=PORT))
+
+    def run(self) -> Iterator[dict[str, object]]:
+        redis = subprocess.Popen([self.args.redis, "--port", str(PORT), "--save", "", "--dir", self.folder],
+                                 stdout=subprocess.DEVNULL)
+        try:
+            self.wait_for_redis()
+            datasets = {}
+            for device in dict.fromkeys([self.args.device, "cpu"]):
+                job = PreprocessJob(dataset_id=new_id("d"), name="images", source=f"import:{self.args.data.name}")
+                with self.worker("preprocessing", device):
+                    row = self.take(job, f"preprocess on {device}")
+                if not row["failed"]:
+                    datasets[device] = job.dataset_id
+                yield row
+            if len(datasets) == 2:
+                yield self.compare(*datasets.values())
+            dataset_id = list(datasets.values())[-1]
+            with self.worker("training", self.args.device):
+                for recipe in self.args.recipes.split(","):
+                    train = TrainJob(model_id=new_id("m"), dataset_id=dataset_id, name="images", recipe=recipe,
+                                     epochs=self.args.epochs)
+                    yield self.take(train, f"train {recipe} on {self.args.device}")
+            if self.args.optimize:
+                with self.worker("optimization", self.args.device):
+                    yield self.take(OptimizeJob(model_id=train.model_id, name="images"), "optimize")
+        finally:
+            redis.terminate()
+            redis.wait()
+
+    def wait_for_redis(self) -> None:
+        for _ in range(100):
+            try:
+                self.ledger.redis.ping()
+                return
+            except RedisError:
+                time.sleep(0.1)
+        raise SystemExit(f"{self.args.redis} did not answer on port {PORT} within 10 s")
+
+    @contextmanager
+    def worker(self, service: str, device: str) -> Iterator[None]:
+        settings = {"ARTIFACTS": str(self.root), "IMPORTS": str(self.args.data.parent.resolve()), "DEVICE": device,
+                    "REDIS_URL": f"redis://127.0.0.1:{PORT}/0", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        prepare = self.shells.get(service, "true")
+        python = "python" if service in self.shells else sys.executable
+        process = subprocess.Popen(["bash", "-c", f"{prepare}; exec {python} -m shared.worker {service}"],
+                                   env={**os.environ, **settings})
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+    def take(self, job: Job, part: str) -> dict[str, object]:
+        """Accept and deliver a job, as the API does, and wait for its end; seconds are those of its attempt."""
+        request, _ = self.ledger.accept(new_id("j"), job)
+        deliver(self.ledger, request)
+        began, told = time.monotonic(), ""
+        while self.ledger.state(request.id) not in TERMINAL:
+            view = self.ledger.view(request.id)
+            if view["attempts"] and view["attempts"][-1].get("outcome") == "error":
+                print(view["attempts"][-1]["message"], flush=True)
+                return {"part": part, "seconds": 0.0, "what": view["attempts"][-1]["message"], "failed": True}
+            progress = view["progress"] or {}
+            line = f"  {part}: {progress.get('stage')} {progress.get('percent')} % {progress.get('metrics')}"
+            if line != told and time.monotonic() - began > 5:
+                told, began = line, time.monotonic()
+                print(line, flush=True)
+            time.sleep(0.02)
+        view = self.ledger.view(request.id)
+        last = view["attempts"][-1]
+        seconds = _seconds(last["ended_at"]) - _seconds(last["started_at"])
+        row: dict[str, object] = {"part": part, "seconds": seconds, "failed": view["state"] != "succeeded",
+                                  "what": str(view["error"] or self.describe(job))}
+        if isinstance(job, TrainJob) and not row["failed"]:
+            row["history"] = read_json(self.root / job.target / "history.json")
+        if isinstance(job, OptimizeJob) and not row["failed"]:
+            row["card"] = read_json(self.root / "cards" / f"{job.model_id}.json")
+        return row
+
+    def describe(self, job: Job) -> str:
+        match job:
+            case PreprocessJob():
+                return f"{open_artifact(self.root, job.target, hashes=False)['summary']['images']}"
+            case TrainJob():
+                epochs = read_json(self.root / job.target / "history.json")
+                epochs = epochs["epochs"] if isinstance(epochs, dict) else epochs
+                each = sorted(e["seconds"] for e in epochs[1:]) or [epochs[0]["seconds"]]
+                best = max(e["validation_accuracy"] for e in epochs)
+                return (f"{100 * best:.2f} % validation accuracy; first epoch {epochs[0]['seconds']:.1f} s, "
+                        f"then {each[len(each) // 2]:.2f} s (median of {len(each)})")
+            case _:
+                return "built, measured, judged"
+
+    def compare(self, one: str, other: str) -> dict[str, object]:
+        """Whether two Datasets have the same bytes in every file."""
+        files = [open_artifact(self.root, f"datasets/{d}")["files"] for d in (one, other)]
+        unlike = [name for name in files[0] if files[0][name] != files[1].get(name)]
+        return {"part": "the same bytes on both", "seconds": 0.0, "failed": bool(unlike),
+                "what": f"differ: {unlike}" if unlike else f"yes, all {len(files[0])} files"}
+
+
+def _seconds(stamp: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(stamp).timestamp()
+
+
+if __name__ == "__main__":
+    main()
