@@ -9,8 +9,11 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from inference.loaded import LoadedModels
 from inference.memory import KEPT
+from inference.metrics import Meters
 from shared import artifacts
+from shared.errors import NotFound
 
 from .conftest import LABELS, RED, png, publish_model, until
 
@@ -153,3 +156,15 @@ def test_versions_asked_for_by_number_are_kept_up_to_a_bound(serving: FlaskClien
         assert loaded(serving) == 1 + min(version - 1, KEPT)
     assert ask(serving) == (1, "red")
     assert ask(serving, "?version=2") == (2, "blue")
+
+
+def test_a_prediction_right_after_the_first_promotion_waits_for_it(root: Path) -> None:
+    loaded = LoadedModels(root, Meters(), threads=1, refresh_s=3600)
+    try:
+        with pytest.raises(NotFound):
+            loaded.resolve("colors", "production")
+        publish_model(root, "colors", "m-1")
+        artifacts.promote(root, "colors", "production", 1, "onnx-fp32", by="api")
+        assert loaded.resolve("colors", "production").version == 1
+    finally:
+        loaded.close()
