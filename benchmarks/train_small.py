@@ -59,7 +59,7 @@ def _train(artifacts: Path, dataset: str, recipe: str, epochs: int, threads: int
         root = Path(scratch)
         (root / "datasets").symlink_to((artifacts / "datasets").resolve())
         job = TrainJob("m-benchmark", dataset, "benchmark", recipe, epochs=epochs)
-        ledger = Ledger(root, Redis(port=1))  # nobody listens there: no live view
+        ledger = Ledger(root, Redis.from_url("redis://127.0.0.1:1/0"))  # nobody listens there: no live view
         ledger.accept("j-benchmark", job)
         ctx = Attempt("j-benchmark", Settings(device="cpu", artifacts=root, cpu_threads=threads), ledger)
         ctx.work.mkdir(parents=True)

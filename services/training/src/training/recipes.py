@@ -42,7 +42,7 @@ SEED_CNN = Recipe(
 
 SMALL = Recipe(
     name="small",
-    known_result="",
+    known_result="79.5 % validation accuracy on CIFAR-10 after 8 epochs, 70 % after 3 to 4",
     network="compact",
     optimizer="sgd",
     learning_rate=0.1,
@@ -54,7 +54,12 @@ SMALL = Recipe(
     batch_size=64,
     augmentation={"width_shift_range": 0.0625, "height_shift_range": 0.0625, "horizontal_flip": True},
 )
-"""For CPUs of two cores."""
+"""For CPUs of two cores. Known result: 79.5 % validation accuracy on CIFAR-10.
+
+Measured by benchmarks/train_small.py on 40,000 training images recompressed as JPEG (about 3 points harder than the
+lossless ones), AMD EPYC with AVX2: past 55.33 % after 38 CPU seconds, past 70 % after 151, done after 306; on two idle
+cores half of that by the clock.
+"""
 
 RECIPES = {recipe.name: recipe for recipe in (SEED_CNN, SMALL)}
 STEPS_A_EPOCH = 16
