@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from preprocessing.device import MissingLibrary, choose
-from preprocessing.write import channel_sums
+from preprocessing.inspection import channel_sums
 
 
 def test_cpu_is_numpy_and_pandas() -> None:

@@ -249,7 +249,7 @@ def test_progress_is_told_by_stage(attempt_at: Callable[..., Attempt], two_class
     events = [json.loads(f[b"event"]) for _, f in redis.xrange(f"lanner:events:{ctx.job_id}")]
     told = [(e["stage"], e["step"], e["of"]) for e in events if e["what"] == "progress"]
     stages = [stage for stage, _, _ in told]
-    assert stages == sorted(stages, key=["read", "decode", "write", "publish"].index)
+    assert stages == sorted(stages, key=["read", "decode", "write", "inspect", "publish"].index)
     assert ("decode", 20, 20) in told
     assert ("write", 20, 20) in told
     assert told[-1] == ("publish", 1, 1)

@@ -8,9 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from preprocessing import cifar10, device, sources, table, write
+from preprocessing import cifar10, device, quality, sources, table, write
 from preprocessing.archives import open_archive
 from preprocessing.decode import decode_all
+from preprocessing.inspection import inspect
 from preprocessing.layouts import pick_size, read_layout
 from preprocessing.rows import Rows
 from preprocessing.tree import Tree, scan
@@ -36,10 +37,12 @@ def prepare(job: PreprocessJob, ctx: Attempt) -> dict[str, Any]:
         arranged = table.arrange(frames, rows, labels, job.validation, job.test)
         staging = stage(ctx.root, ctx.job_id)
         try:
-            mean, std = write.write_pixels(staging, arranged, pixels.fileno(), size, xp, ctx)
-            spec = Spec(size, labels, mean, std)
-            write.write_index(staging, arranged, labels, frames)
-            stats = write.write_stats(staging, arranged, rows, spec)
+            write.write_pixels(staging, arranged, pixels.fileno(), size, ctx)
+            mean, std, seen = inspect(staging, size, xp, ctx)
+            spec = Spec(size, labels, mean, std)  # type: ignore[arg-type]
+            write.write_index(staging, arranged, rows, labels)
+            found = quality.report(xp, seen, arranged, rows.paths, labels)
+            stats = write.write_stats(staging, arranged, rows, spec, found)
             ctx.report("publish", 0, 1)
             manifest = publish(ctx.root, staging, job.target, {
                 "name": job.name, "parents": {"source": job.source, "sha256": _digest(path, rows)},

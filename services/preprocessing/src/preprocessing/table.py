@@ -16,17 +16,14 @@ from shared.datasets import SPLITS
 from shared.errors import Refused
 
 TRAIN, VALIDATION, TEST = range(3)  # the larger keeps an exact copy: a test image is never trained on
+ORDER = ["key", "source"]  # copies have one key; then the order of the source
 NAMED = 100  # examples of each finding in stats.json; counts are exact
 
 
 @dataclass
 class Arranged:
-    """table: a row an image that is kept: source, label, split, path, sha256, width, height; ordered by split and key.
+    """sources, labels: by split, int64 and int32 [N]: the images' rows in the pixel file, their classes, in order."""
 
-    sources, labels: by split, int64 and int32 [N]: the images' rows in the pixel file, their classes, in order.
-    """
-
-    table: Any
     sources: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
     duplicates: dict[str, Any]
@@ -39,32 +36,32 @@ def arrange(frames: ModuleType, rows: Rows, labels: tuple[str, ...], validation:
     Raises:
         Refused: (bad_dataset) every image is broken, or a class is too small to be in every split.
     """
-    usable = np.array([i for i in range(len(rows.paths)) if i not in rows.skipped], np.int64)
-    if not len(usable):
+    usable = np.ones(len(rows.paths), bool)
+    usable[list(rows.skipped)] = False
+    if not usable.any():
         row, why = next(iter(rows.skipped.items()))
         raise Refused(f"none of the {len(rows.paths)} images can be used, such as {rows.paths[row]}: {why}",
                       "bad_dataset")
+    # Numbers only: an image's content is a code, equal for equal SHA-256, and strings stay on the host.
     table = frames.DataFrame({
-        "source": usable, "label": rows.labels[usable], "split": rows.splits[usable], "key": rows.keys[usable],
-        "path": [rows.paths[i] for i in usable], "sha256": [rows.sha256[i] for i in usable],
-        "width": rows.widths[usable], "height": rows.heights[usable]})
-    table, conflicts = _drop_conflicts(table, rows, labels)
-    copies = table["source"][table.duplicated("sha256", keep="first")].to_numpy()
+        "source": np.arange(len(rows.paths)), "label": rows.labels, "split": rows.splits, "key": rows.keys,
+        "content": frames.Series(rows.sha256).factorize()[0]})
+    table, conflicts = _drop_conflicts(table[frames.Series(usable)], rows, labels)
+    copies = table["source"][table["content"].duplicated(keep="first")].to_numpy()
     before = len(table)
     table = _cut(frames, _keep_one_split(table), rows, labels, validation, test)
-    table = _keep_one_split(table).sort_values(["split", "key", "sha256", "path"]).reset_index(drop=True)
+    table = table.sort_values(["split", *ORDER])
     duplicates = {"images": len(copies), "removed": before - len(table),
                   "examples": [rows.paths[i] for i in sorted(copies)[:NAMED]]}
     split, source, label = (table[c].to_numpy() for c in ("split", "source", "label"))
-    return Arranged(table, {name: source[split == i] for i, name in enumerate(SPLITS)},
+    return Arranged({name: source[split == i] for i, name in enumerate(SPLITS)},
                     {name: label[split == i].astype(np.int32) for i, name in enumerate(SPLITS)}, duplicates, conflicts)
 
 
 def _drop_conflicts(table: Any, rows: Rows, labels: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """Without the images that stand under two labels: which one is right can't be known."""
-    pairs = table[["sha256", "label"]].drop_duplicates()
-    contradictory = pairs["sha256"][pairs.duplicated("sha256", keep=False)]
-    wrong = table["sha256"].isin(contradictory)
+    of_content = table.groupby("content")["label"]
+    wrong = of_content.transform("min") != of_content.transform("max")
     sources = sorted(table["source"][wrong].to_numpy(), key=lambda i: (rows.sha256[i], rows.paths[i]))
     return table[~wrong], {"images": len(sources), "examples": [
         {"path": rows.paths[i], "label": labels[rows.labels[i]], "sha256": rows.sha256[i]} for i in sources[:NAMED]]}
@@ -72,9 +69,7 @@ def _drop_conflicts(table: Any, rows: Rows, labels: tuple[str, ...]) -> tuple[An
 
 def _keep_one_split(table: Any) -> Any:
     """Each content stays in one split: test before validation before train. Copies inside that split stay."""
-    best = table.groupby("sha256")["split"].max().reset_index().rename(columns={"split": "best"})
-    table = table.merge(best, on="sha256", how="left")
-    return table[table["split"] == table["best"]].drop(columns="best")
+    return table[table["split"] == table.groupby("content")["split"].transform("max")]
 
 
 def _cut(frames: ModuleType, table: Any, rows: Rows, labels: tuple[str, ...], validation: float, test: float) -> Any:
@@ -83,18 +78,18 @@ def _cut(frames: ModuleType, table: Any, rows: Rows, labels: tuple[str, ...], va
     fractions = {TEST: 0.0 if TEST in given else test, VALIDATION: 0.0 if VALIDATION in given else validation}
     if sum(fractions.values()) >= 1:
         raise Refused(f"validation {validation:g} and test {test:g} leave nothing to train on", "bad_dataset")
-    pool = table[table["split"] == TRAIN]
-    counts = np.bincount(pool["label"].to_numpy(), minlength=len(labels))
+    pool = table[table["split"] == TRAIN].sort_values(["label", *ORDER]).reset_index(drop=True)
+    later = pool["content"].duplicated(keep="first")
+    rows_of, counts = (np.bincount(p["label"].to_numpy(), minlength=len(labels)) for p in (pool, pool[~later]))
     _check_counts(counts, 1 + sum(f > 0 for f in fractions.values()), rows, labels)
     tests = _quota(counts, fractions[TEST], counts - 1 - (fractions[VALIDATION] > 0))
     validations = _quota(counts, fractions[VALIDATION], counts - 1 - tests)
-    quotas = frames.DataFrame({"label": np.arange(len(labels), dtype=np.int32), "tests": tests,
-                               "others": tests + validations})
-    pool = pool.merge(quotas, on="label", how="left").sort_values(["label", "key", "sha256", "path"])
-    rank = pool.groupby("label").cumcount()
-    in_test, held_out = (rank < pool["tests"]).astype("int8"), (rank < pool["others"]).astype("int8")
-    pool["split"] = (in_test + held_out).astype("int8")  # both: test, 2; the second alone: validation, 1
-    return frames.concat([pool.drop(columns=["tests", "others"]), table[table["split"] != TRAIN]])
+    # Contents are counted, not images: copies have one rank, so that no cut goes through them.
+    rank, before = (~later).astype("int64").cumsum() - 1, counts.cumsum() - counts
+    in_test, held_out = (rank < frames.Series(np.repeat(before + most, rows_of))
+                         for most in (tests, tests + validations))
+    pool["split"] = in_test.astype("int8") + held_out.astype("int8")  # both: test, 2; the second alone: validation, 1
+    return frames.concat([pool, table[table["split"] != TRAIN]])
 
 
 def _quota(counts: np.ndarray, fraction: float, most: np.ndarray) -> np.ndarray:

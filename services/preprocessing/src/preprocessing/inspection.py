@@ -1,0 +1,59 @@
+"""One pass over the pixels as written: the training split's mean and std, and what `quality` keeps of each."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from preprocessing.quality import Look, look
+from shared.attempt import Attempt
+from shared.datasets import SPLITS
+
+HOST_BYTES = 256 << 10  # pixels at once on a CPU: what its cache holds, with the intermediate arrays
+DEVICE_BYTES = 64 << 20  # and on a GPU, which needs as much to be busy
+MOST = 65_536  # images at once: sums of squares over them fit in 32 bits
+
+Numbers = tuple[float, ...]
+
+
+def inspect(folder: Path, size: int, xp: ModuleType, ctx: Attempt) -> tuple[Numbers, Numbers, Look]:
+    """Mean and std per channel of the training split, of pixels 0..1, and a Look at every image, in splits' order.
+
+    Sums are of integers, so exact: every device gives the same digits. A channel that never changes has a std of 1/255,
+    the smallest step, so that dividing by it is safe.
+    """
+    step = batch_of(xp, size)
+    batch = np.empty((step, size, size, 3), np.uint8)
+    sums, squares, pixels = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
+    parts, done, total = [], 0, sum((folder / f"{split}.npy").stat().st_size for split in SPLITS)
+    for split in SPLITS:
+        with open(folder / f"{split}.npy", "rb") as f:
+            np.lib.format.read_magic(f)
+            np.lib.format.read_array_header_1_0(f)
+            # Read, not mapped: mapped pages would count as this process's memory.
+            while count := f.readinto(batch.data) // batch[0].nbytes:
+                ctx.check()
+                chosen = xp.asarray(batch[:count])
+                parts.append(look(xp, chosen))
+                if split == "train":
+                    s, q = channel_sums(xp, chosen)
+                    sums, squares, pixels = sums + s, squares + q, pixels + count * size * size
+                done += count * batch[0].nbytes
+                ctx.report("inspect", done, total)
+    mean = sums / pixels / 255
+    std = np.sqrt(np.maximum(squares / pixels / 255**2 - mean**2, 0))
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist()), Look.joined(parts)
+
+
+def batch_of(xp: ModuleType, size: int) -> int:
+    """How many images of a size are looked at together."""
+    return min(max((HOST_BYTES if xp is np else DEVICE_BYTES) // (size * size * 3), 1), MOST)
+
+
+def channel_sums(xp: ModuleType, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [N, S, S, 3], N <= MOST -> the sums of its pixels and of their squares, int64 [3] each, on the host."""
+    flat = batch.reshape(len(batch), -1)
+    squared = xp.multiply(flat, flat, dtype=xp.uint16)
+    both = [a.sum(axis=0, dtype=xp.uint32).reshape(-1, 3).sum(axis=0, dtype=xp.int64) for a in (flat, squared)]
+    return tuple(np.array(a.tolist(), np.int64) for a in both)  # type: ignore[return-value]
