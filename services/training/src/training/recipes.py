@@ -58,7 +58,7 @@ SMALL = Recipe(
 
 Measured by benchmarks/train_small.py on 40,000 training images recompressed as JPEG (about 3 points harder than the
 lossless ones), AMD EPYC with AVX2: past 55.33 % after 38 CPU seconds, past 70 % after 151, done after 306; on two idle
-cores half of that by the clock.
+cores about half of that by the clock.
 """
 
 RECIPES = {recipe.name: recipe for recipe in (SEED_CNN, SMALL)}
