@@ -105,7 +105,7 @@ def test_a_host_without_the_nvidia_runtime_says_what_the_documents_say(tmp_path)
     try:
         up = subprocess.run([*compose, "up"], capture_output=True, text=True, timeout=60)
     finally:
-        subprocess.run([*compose, "down"], capture_output=True, check=True, timeout=60)
+        subprocess.run([*compose, "down", "--volumes"], capture_output=True, check=True, timeout=60)
     assert up.returncode != 0
     error = up.stderr.strip().splitlines()[-1]
     assert error == 'Error response from daemon: could not select device driver "nvidia" with capabilities: [[gpu]]'
