@@ -3,9 +3,9 @@
 An image is stretched to size x size: every pixel of the picture takes part, and no client need know a crop. This is
 what Keras' `image_dataset_from_directory` does by default, too.
 
-JPEG goes through libjpeg-turbo (simplejpeg), which decodes at the smallest eighth that is not under the target, so that
-most of the shrinking happens in its DCT; the rest, and every other format, through Pillow. Both compute with integers:
-the same bytes give the same pixels on every machine.
+JPEG goes through libjpeg-turbo (simplejpeg), which decodes large pictures at a half, a quarter or an eighth of their
+size; the rest, and every other format, through Pillow. Both compute with integers: the same bytes give the same pixels
+on every machine.
 """
 
 import io
@@ -13,14 +13,14 @@ import warnings
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shared.errors import Refused
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 25_000_000  # 75 MB as RGB; a camera's largest common photograph has 24 million
 ORIENTATION = 0x0112  # the EXIF tag
-CHANNELS = 3
+SHRINK = 1.5  # from this factor on the mean of pixels makes a good picture, and is Pillow's fastest
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -45,6 +45,9 @@ def decode_sized(data: bytes, size: int) -> tuple[np.ndarray, int, int]:
         pixels, width, height, orientation = decoded or _decode_any(data, size)
     except Refused:
         raise
+    except UnidentifiedImageError:  # its own message names an address in memory: another one each time
+        raise Refused("the image's format is not recognised: expected a whole JPEG, PNG or WebP file",
+                      "bad_image") from None
     except Exception as e:  # the boundary to parsers of hostile bytes, which raise whatever they come upon
         raise Refused(f"the image can't be decoded ({e or type(e).__name__}): expected a whole JPEG, PNG or WebP file",
                       "bad_image") from None
@@ -71,7 +74,8 @@ def _decode_jpeg(data: bytes, size: int) -> tuple[np.ndarray, int, int, int] | N
         _check_pixels(width, height)
         if colour == "CMYK":
             return None
-        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size)
+        divisor = _divisor(min(width, height), size)
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=-(-height // divisor), min_width=-(-width // divisor))
     except ValueError:
         return None  # Pillow has the last word: it forgives stray bytes between segments, not missing ones
     orientation = 1
@@ -81,6 +85,15 @@ def _decode_jpeg(data: bytes, size: int) -> tuple[np.ndarray, int, int, int] | N
     if pixels.shape[:2] != (size, size):
         pixels = resize(Image.fromarray(pixels), size)
     return pixels, width, height, orientation
+
+
+def _divisor(side: int, size: int) -> int:
+    """By how much libjpeg-turbo shall shrink a picture whose shorter side is `side`: what is left is at least SHRINK.
+
+    Only powers of two: on photographs of 640 x 427 these stay within 38 to 46 dB of a whole decode, its other eighths
+    fall to 30, and are no faster. Without the margin, a quarter left at 1.0 times the size falls to 28.
+    """
+    return next((d for d in (8, 4, 2) if side // d >= SHRINK * size), 1)
 
 
 def _decode_any(data: bytes, size: int) -> tuple[np.ndarray, int, int, int]:
@@ -108,9 +121,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
-    """An RGB image stretched to uint8 [size, size, 3], antialiased; unchanged if it has that size."""
+    """An RGB image stretched to uint8 [size, size, 3], antialiased; unchanged if it has that size.
+
+    Where both sides shrink by SHRINK or more, the mean of the pixels under each new one; else bilinear. Seen on a
+    photograph of 500 x 375 to 224, against an exact mean by area: 34 dB, where bilinear has 38 in 1.5 times the time,
+    and sampling without antialiasing 31.
+    """
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+        mean = min(image.size) >= SHRINK * size
+        image = image.resize((size, size), Image.Resampling.BOX if mean else Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
