@@ -7,18 +7,19 @@ https://www.cs.toronto.edu/~kriz/cifar.html. Both give the same Dataset, to the 
 
 import hashlib
 import re
+from types import ModuleType
 
 import numpy as np
-from PIL import Image
 
 from preprocessing.plain_pickle import load_plain
+from preprocessing.quality import to_host
+from preprocessing.resample import resample
 from preprocessing.rows import Rows, pwrite, rank_key
 from preprocessing.table import TEST, TRAIN
 from preprocessing.tree import Member, Tree, read
 from shared import faults
 from shared.attempt import Attempt
 from shared.errors import Refused
-from shared.images import resize
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
@@ -33,7 +34,8 @@ def find(tree: Tree) -> list[Member]:
     return found if any("data_batch" in m.path for m in found) else []
 
 
-def decode_cifar10(tree: Tree, batches: list[Member], size: int, seed: int, pixels_fd: int, ctx: Attempt) -> Rows:
+def decode_cifar10(tree: Tree, batches: list[Member], size: int, seed: int, pixels_fd: int, xp: ModuleType,
+                   ctx: Attempt) -> Rows:
     """As `decode_all`, of CIFAR-10's batch files: its test batch is the test split, the others are for training.
 
     Raises:
@@ -48,7 +50,7 @@ def decode_cifar10(tree: Tree, batches: list[Member], size: int, seed: int, pixe
         for start in range(0, len(labels), STEP):
             ctx.check()
             chosen = planes[start:start + STEP]
-            pwrite(pixels_fd, _pixels(chosen, size), (first + start) * size * size * 3)
+            pwrite(pixels_fd, _pixels(xp, chosen, size), (first + start) * size * size * 3)
             for row, plane in enumerate(chosen, start):
                 part.sha256[row] = hashlib.sha256(plane).hexdigest()
                 part.keys[row] = rank_key(seed, part.sha256[row])
@@ -84,9 +86,7 @@ def _read_batch(tree: Tree, member: Member) -> tuple[np.ndarray, np.ndarray]:
     return labels, np.ascontiguousarray(planes)
 
 
-def _pixels(planes: np.ndarray, size: int) -> np.ndarray:
+def _pixels(xp: ModuleType, planes: np.ndarray, size: int) -> np.ndarray:
     """uint8 [N, 3072] -> uint8 [N, size, size, 3]."""
     images = np.ascontiguousarray(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
-    if size == SIDE:
-        return images
-    return np.stack([resize(Image.fromarray(image), size) for image in images])
+    return images if size == SIDE else to_host(resample(xp, images, size))
