@@ -74,7 +74,7 @@ def watch(client: Client, jobs: dict[str, str], console: Console) -> dict[str, J
         key = (job["state"], (job["progress"] or {}).get("stage"))
         before, at = printed.get(label, (None, 0.0))
         if key != before or time.monotonic() - at > LINE_EVERY_S:
-            console.print(f"{label}: {percent:.0f} %  {doing}" + (f"  ETA {left}" if left else ""), highlight=False)
+            console.print(f"{label}: {percent:.0f} %  {doing}" + (f"  ETA {left}" if left else ""), soft_wrap=True)
             printed[label] = (key, time.monotonic())
         last[label] = _unless_failed(label, job)
     return last
