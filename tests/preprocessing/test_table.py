@@ -124,3 +124,18 @@ def test_a_class_that_only_the_test_split_has_is_refused() -> None:
 def test_fractions_that_leave_nothing_are_refused() -> None:
     with pytest.raises(Refused, match="validation 0.5 and test 0.5 leave nothing"):
         arrange(pd, rows_of(list(range(12)), [0, 1, 2] * 4), LABELS, 0.5, 0.5)
+
+
+def test_two_contents_of_one_rank_are_refused() -> None:
+    rows = rows_of(list(range(24)), [i % 2 for i in range(24)])
+    rows.keys[7] = rows.keys[3]
+    with pytest.raises(Refused, match="0007 and another image have the same rank by chance: choose another seed"):
+        arrange(pd, rows, ("a", "b"), 0.1, 0.1)
+
+
+def test_a_cut_does_not_go_through_copies() -> None:
+    contents = [i // 2 for i in range(60)]
+    arranged = arrange(pd, rows_of(contents, [(i // 2) % 2 for i in range(60)]), ("a", "b"), 0.2, 0.2)
+    assert {s: len(arranged.sources[s]) for s in SPLITS} == {"train": 36, "validation": 12, "test": 12}
+    assert arranged.duplicates["images"] == 30
+    assert arranged.duplicates["removed"] == 0

@@ -42,12 +42,12 @@ def arrange(frames: ModuleType, rows: Rows, labels: tuple[str, ...], validation:
         row, why = next(iter(rows.skipped.items()))
         raise Refused(f"none of the {len(rows.paths)} images can be used, such as {rows.paths[row]}: {why}",
                       "bad_dataset")
-    # Numbers only: an image's content is a code, equal for equal SHA-256, and strings stay on the host.
-    table = frames.DataFrame({
-        "source": np.arange(len(rows.paths)), "label": rows.labels, "split": rows.splits, "key": rows.keys,
-        "content": frames.Series(rows.sha256).factorize()[0]})
-    table, conflicts = _drop_conflicts(table[frames.Series(usable)], rows, labels)
-    copies = table["source"][table["content"].duplicated(keep="first")].to_numpy()
+    # Numbers only, the strings stay on the host: `key` stands for the content.
+    table = frames.DataFrame({"source": np.arange(len(rows.paths)), "label": rows.labels, "split": rows.splits,
+                              "key": rows.keys})[frames.Series(usable)]
+    _check_keys(table, rows)
+    table, conflicts = _drop_conflicts(table, rows, labels)
+    copies = table["source"][table["key"].duplicated(keep="first")].to_numpy()
     before = len(table)
     table = _cut(frames, _keep_one_split(table), rows, labels, validation, test)
     table = table.sort_values(["split", *ORDER])
@@ -58,10 +58,20 @@ def arrange(frames: ModuleType, rows: Rows, labels: tuple[str, ...], validation:
                     {name: label[split == i].astype(np.int32) for i, name in enumerate(SPLITS)}, duplicates, conflicts)
 
 
+def _check_keys(table: Any, rows: Rows) -> None:
+    """Refuse two contents of one key: among a million images, a chance of one in 37 million."""
+    shared = table["source"][table["key"].duplicated(keep=False)].to_numpy()
+    content: dict[int, str] = {}
+    for i in shared.tolist():
+        if content.setdefault(int(rows.keys[i]), rows.sha256[i]) != rows.sha256[i]:
+            raise Refused(f"{rows.paths[i]} and another image have the same rank by chance: choose another seed",
+                          "bad_dataset")
+
+
 def _drop_conflicts(table: Any, rows: Rows, labels: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """Without the images that stand under two labels: which one is right can't be known."""
-    of_content = table.groupby("content")["label"]
-    wrong = of_content.transform("min") != of_content.transform("max")
+    labels_of = table.groupby("key")["label"]
+    wrong = labels_of.transform("min") != labels_of.transform("max")
     sources = sorted(table["source"][wrong].to_numpy(), key=lambda i: (rows.sha256[i], rows.paths[i]))
     return table[~wrong], {"images": len(sources), "examples": [
         {"path": rows.paths[i], "label": labels[rows.labels[i]], "sha256": rows.sha256[i]} for i in sources[:NAMED]]}
@@ -69,7 +79,7 @@ def _drop_conflicts(table: Any, rows: Rows, labels: tuple[str, ...]) -> tuple[An
 
 def _keep_one_split(table: Any) -> Any:
     """Each content stays in one split: test before validation before train. Copies inside that split stay."""
-    return table[table["split"] == table.groupby("content")["split"].transform("max")]
+    return table[table["split"] == table.groupby("key")["split"].transform("max")]
 
 
 def _cut(frames: ModuleType, table: Any, rows: Rows, labels: tuple[str, ...], validation: float, test: float) -> Any:
@@ -79,7 +89,7 @@ def _cut(frames: ModuleType, table: Any, rows: Rows, labels: tuple[str, ...], va
     if sum(fractions.values()) >= 1:
         raise Refused(f"validation {validation:g} and test {test:g} leave nothing to train on", "bad_dataset")
     pool = table[table["split"] == TRAIN].sort_values(["label", *ORDER]).reset_index(drop=True)
-    later = pool["content"].duplicated(keep="first")
+    later = pool["key"].duplicated(keep="first")
     rows_of, counts = (np.bincount(p["label"].to_numpy(), minlength=len(labels)) for p in (pool, pool[~later]))
     _check_counts(counts, 1 + sum(f > 0 for f in fractions.values()), rows, labels)
     tests = _quota(counts, fractions[TEST], counts - 1 - (fractions[VALIDATION] > 0))
