@@ -46,8 +46,9 @@ def main() -> None:
         bench = Bench(Path(folder), args, shells)
         rows = list(bench.run())
     cards = [vars(g) for g in gpu.find()]
-    args.out.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "gpus": cards, "python": platform.python_version(),
-                                    "command": sys.argv, "rows": rows}, indent=1))
+    result = {"date": time.strftime("%Y-%m-%d"), "gpus": cards, "python": platform.python_version(),
+              "command": sys.argv, "rows": rows}
+    args.out.write_text(json.dumps(result, indent=1))
     print(f"\n{'part':34} {'seconds':>8}  what")
     for row in rows:
         print(f"{row['part']:34} {row['seconds']:8.1f}  {row['what']}")
@@ -105,9 +106,10 @@ class Bench:
         settings = {"ARTIFACTS": str(self.root), "IMPORTS": str(self.args.data.parent.resolve()), "DEVICE": device,
                     "REDIS_URL": f"redis://127.0.0.1:{PORT}/0", "TF_CPP_MIN_LOG_LEVEL": "2"}
         prepare = self.shells.get(service, "true")
-        python = "python" if service in self.shells else sys.executable
+        python = "python3" if service in self.shells else sys.executable
         process = subprocess.Popen(["bash", "-c", f"{prepare}; exec {python} -m shared.worker {service}"],
                                    env={**os.environ, **settings})
+        self.process = process
         try:
             yield
         finally:
@@ -120,6 +122,8 @@ class Bench:
         deliver(self.ledger, request)
         began, told = time.monotonic(), ""
         while self.ledger.state(request.id) not in TERMINAL:
+            if self.process.poll() is not None:
+                raise SystemExit(f"{part}: the worker ended with status {self.process.returncode}, see above")
             view = self.ledger.view(request.id)
             if view["attempts"] and view["attempts"][-1].get("outcome") == "error":
                 print(view["attempts"][-1]["message"], flush=True)
