@@ -105,7 +105,7 @@ def near_pairs(xp: ModuleType, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarr
     found = [xp.zeros(0, xp.int64)]
     for word in range(WORDS):
         order = _order(xp, every, word)
-        key, at = every[order, word], xp.arange(n)
+        key, at = every[:, word][order], xp.arange(n)
         for step in range(1, RUN + 1):
             at = at[at < n - step]
             at = at[key[at] == key[at + step]]
@@ -131,8 +131,7 @@ def _order(xp: ModuleType, hashes: Any, word: int) -> Any:
 
 def _bits(xp: ModuleType, hashes: Any) -> Any:
     """Set bits of each hash: uint32 [N, 4] -> int64 [N]."""
-    table = xp.asarray(np.array([bin(i).count("1") for i in range(256)], np.uint8))
-    return table[hashes.view("uint8")].sum(axis=1, dtype=xp.int64)
+    return xp.bitwise_count(hashes).sum(axis=1, dtype=xp.int64)
 
 
 def outliers(values: np.ndarray) -> np.ndarray:
