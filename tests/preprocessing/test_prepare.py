@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 
@@ -260,6 +261,33 @@ def test_a_full_volume_is_the_volume_s_fault_and_not_the_image_s(
     tree = scan(str(two_classes), str(imports))
     with open("/dev/full", "wb") as full, pytest.raises(OSError, match="No space left"):
         decode_all(tree, read_layout(tree), 32, 0, full.fileno(), ctx)
+
+
+def test_a_decoder_that_dies_ends_the_attempt_and_leaves_no_process(
+        ctx: Attempt, imports: Path, fill: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in ("a", "b"):
+        fill(imports / "many" / label, 0, 300)
+    tree = scan(str(imports / "many"), str(imports))
+
+    def kill_decoders(*_: object, **__: object) -> None:
+        for child in psutil.Process().children():
+            if "preprocessing.decoder" in child.cmdline():
+                child.kill()
+
+    monkeypatch.setattr(ctx, "report", kill_decoders)
+    with open(tmp_path / "pixels", "w+b") as pixels, pytest.raises(RuntimeError, match="a decoding process died"):
+        decode_all(tree, read_layout(tree), 32, 0, pixels.fileno(), ctx)
+    assert not [c for c in psutil.Process().children() if "preprocessing.decoder" in c.cmdline()]
+
+
+def test_many_broken_images_with_long_names_are_no_obstacle(ctx: Attempt, imports: Path, tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (imports / "many" / label).mkdir(parents=True)
+        for i in range(700):
+            (imports / "many" / label / f"{'x' * 200}{i}.jpg").write_bytes(b"\xff\xd8\xff")
+    tree = scan(str(imports / "many"), str(imports))
+    with open(tmp_path / "pixels", "w+b") as pixels:
+        assert len(decode_all(tree, read_layout(tree), 32, 0, pixels.fileno(), ctx).skipped) == 1400
 
 
 def test_every_picture_of_a_photo_album_is_upright(prepare_source: Prepare, imports: Path) -> None:

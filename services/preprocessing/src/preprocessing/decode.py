@@ -5,6 +5,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
@@ -19,6 +20,8 @@ from shared.errors import Refused
 from shared.settings import threads
 
 BATCH_BYTES = 4 << 20  # of pixels that a process holds before it writes them
+AHEAD = 2
+PIPE_BYTES = 256 << 10  # holds AHEAD answers with every image skipped, so a process never waits to answer
 Answers = queue.SimpleQueue[tuple[int, bytes]]
 
 
@@ -32,15 +35,18 @@ def decode_all(tree: Tree, layout: Layout, size: int, seed: int, pixels_fd: int,
     """
     rows = Rows([m.path for m in layout.members], np.array(layout.codes, np.int32), np.array(layout.splits, np.int8))
     total = len(rows.paths)
-    step = min(max(BATCH_BYTES // (size * size * 3), 8), 256)
+    processes = threads(ctx.settings)
+    # Small enough that the processes end together, large enough that an order costs little beside its images.
+    step = min(BATCH_BYTES // (size * size * 3), max(total // (16 * processes), 8), 256)
     firsts = iter(range(0, total, step))  # shared by the threads: a range gives each number to one of them
     plan = {"kind": tree.kind, "folder": tree.folder, "source_fd": tree.fd, "pixels_fd": pixels_fd,
             "size": size, "seed": seed, "batch": step}
     answers: Answers = queue.SimpleQueue()
     with ExitStack() as stack:
-        for _ in range(min(threads(ctx.settings), -(-total // step))):
-            child = subprocess.Popen([sys.executable, "-m", "preprocessing.decoder"], stdin=subprocess.PIPE,
-                                     stdout=subprocess.PIPE, pass_fds=[fd for fd in (tree.fd, pixels_fd) if fd >= 0])
+        for _ in range(min(processes, -(-total // step))):
+            child = subprocess.Popen(
+                [sys.executable, "-m", "preprocessing.decoder"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                pipesize=PIPE_BYTES, pass_fds=[fd for fd in (tree.fd, pixels_fd) if fd >= 0])
             thread = threading.Thread(target=_drive, args=(child, plan, layout, firsts, step, answers), daemon=True)
             thread.start()
             stack.callback(_end, child, thread)
@@ -61,22 +67,28 @@ def decode_all(tree: Tree, layout: Layout, size: int, seed: int, pixels_fd: int,
 
 def _drive(child: "subprocess.Popen[bytes]", plan: dict[str, object], layout: Layout, firsts: Iterator[int], step: int,
            answers: Answers) -> None:
-    """Give one process its orders, one at a time, and pass its answers on; an empty answer says that it died."""
+    """Give one process its orders and pass its answers on; an empty answer says that it died.
+
+    It has AHEAD orders at once, so that it need not wait for this thread.
+    """
     assert child.stdin is not None
     assert child.stdout is not None
-    first = 0
+    given: deque[int] = deque()
     try:
         child.stdin.write(json.dumps(plan).encode() + b"\n")
-        for first in firsts:
-            order = [first, layout.members[first:first + step]]
-            child.stdin.write(json.dumps(order).encode() + b"\n")
-            child.stdin.flush()
+        while True:
+            while len(given) < AHEAD and (first := next(firsts, None)) is not None:
+                given.append(first)
+                child.stdin.write(json.dumps([first, layout.members[first:first + step]]).encode() + b"\n")
+                child.stdin.flush()
+            if not given:
+                return
             line = child.stdout.readline()
-            answers.put((first, line))
+            answers.put((given.popleft(), line))
             if not line:
                 return
     except BrokenPipeError:
-        answers.put((first, b""))
+        answers.put((given[0] if given else 0, b""))
 
 
 def _end(child: "subprocess.Popen[bytes]", thread: threading.Thread) -> None:

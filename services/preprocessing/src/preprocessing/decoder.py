@@ -24,6 +24,8 @@ from preprocessing.tree import BAD_ARCHIVE, Member, read
 from shared.errors import Refused
 from shared.images import decode_sized
 
+WHY_CHARACTERS = 200
+
 
 def decode_one(plan: dict[str, Any], member: Member, pixels: np.ndarray) -> tuple[str, int, int, int, str]:
     """Read, hash and decode one image into `pixels`, uint8 [size, size, 3]. Returns an answer's row."""
@@ -36,7 +38,7 @@ def decode_one(plan: dict[str, Any], member: Member, pixels: np.ndarray) -> tupl
     except Refused as e:
         if e.code == BAD_ARCHIVE:
             raise
-        return sha256, key, 0, 0, str(e)
+        return sha256, key, 0, 0, str(e)[:WHY_CHARACTERS]
     except OSError as e:
         return sha256, key, 0, 0, f"the file can't be read ({e.strerror})"
     return sha256, key, width, height, ""
