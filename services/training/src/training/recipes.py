@@ -38,7 +38,11 @@ SEED_CNN = Recipe(
     batch_size=64,
     augmentation={"rotation_range": 15, "width_shift_range": 0.1, "height_shift_range": 0.1, "horizontal_flip": True},
 )
-"""The plain CNN that the idea of this project started from. Known result: 55.33 % validation accuracy on CIFAR-10."""
+"""The plain CNN that the idea of this project started from. Known result: 55.33 % validation accuracy on CIFAR-10.
+
+That is the figure it came with. Measured as `small` is below: 56.4 % after one epoch and 166 CPU seconds, at best
+70.0 %, 832 CPU seconds for all five epochs.
+"""
 
 SMALL = Recipe(
     name="small",
