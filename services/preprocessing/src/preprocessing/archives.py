@@ -29,7 +29,6 @@ SLACK = 64 << 20  # bytes that may be unpacked whatever the ratio
 DIRECTORY_BYTES = 128 << 20  # of a zip's directory, which is held in memory
 HEADER_BYTES = 1 << 20  # of a tar's extended header, which is held in memory
 BLOCK = 1 << 20
-TAR_TYPES = (*tarfile.SUPPORTED_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 PACKED: dict[bytes, tuple[str, Callable[[IO[bytes]], IO[bytes]]]] = {
     b"\x1f\x8b": ("gzip", lambda f: gzip.GzipFile(fileobj=f)),  # type: ignore[dict-item, return-value]
     b"BZh": ("bzip2", bz2.BZ2File),  # type: ignore[dict-item]
@@ -143,16 +142,18 @@ def _check_directory(f: IO[bytes], size: int) -> None:
 # tar
 
 
-class _Header(tarfile.TarInfo):
-    """A header that refuses to announce an extended one that would not fit in memory."""
+class _Headers:
+    """A tar as tarfile reads it to list its members: headers alone, and none that would not fit in memory."""
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        header = super().frombuf(buf, encoding, errors)
-        if header.type not in TAR_TYPES or (not header.isreg() and header.size > HEADER_BYTES):
-            raise Refused(f"the tar's member {header.name[:200]!r} is of a type {header.type!r} or size {header.size} "
-                          "that no dataset needs: pack it anew", BAD_ARCHIVE)
-        return header
+    def __init__(self, f: IO[bytes]):
+        self._f = f
+        self.seek, self.tell = f.seek, f.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= HEADER_BYTES:
+            raise Refused(f"the tar has an extended header of {size} bytes that no dataset needs: pack it anew",
+                          BAD_ARCHIVE)
+        return self._f.read(size)
 
 
 def _is_tar(start: bytes) -> bool:
@@ -167,7 +168,7 @@ def _tar_members(f: IO[bytes]) -> list[Member]:
     size = os.fstat(f.fileno()).st_size
     members = []
     try:
-        with tarfile.open(fileobj=f, mode="r:", tarinfo=_Header) as archive:
+        with tarfile.open(fileobj=_Headers(f), mode="r:") as archive:  # type: ignore[call-overload]
             while (info := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined] # it would keep every header
                 if not info.isdir():
