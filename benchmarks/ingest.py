@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -118,20 +119,29 @@ def compare(name: str, folder: Path, size: int, rounds: int, temp: Path, goal: f
     count = sum(1 for _ in folder.rglob("*.jpg"))
     ways: dict[str, Callable[[], None]] = {"keras": by_keras, "written": written, "published": published}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
+    cpu: dict[str, list[float]] = {way: [] for way in ways}
     for round_ in range(rounds + 1):
         for way, run in ways.items():
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), cpu_seconds()
             run()
             if round_:
                 seconds[way].append(time.perf_counter() - began)
+                cpu[way].append(cpu_seconds() - spent)
     speed = {way: count / median(taken) for way, taken in seconds.items()}
+    spent_on = {way: median(taken) / count * 1e6 for way, taken in cpu.items()}
     for way, wanted in (("written", goal), ("published", goal_whole)):
         ratio = speed[way] / speed["keras"]
         verdict = f"goal {wanted:g}: {'met' if ratio >= wanted else 'MISSED'}" if wanted else "no goal"
-        print(f"{name:8} {count:6} images to {size:3}  keras {speed['keras']:8.0f}/s  {way:9} {speed[way]:8.0f}/s  "
-              f"ratio {ratio:.2f} ({verdict})", flush=True)
-    return {"images": count, "per_second": {k: round(v, 1) for k, v in speed.items()},
-            "seconds": {k: [round(s, 3) for s in v] for k, v in seconds.items()}}
+        print(f"{name:6} {count:6} images to {size:3}  keras {speed['keras']:7.0f}/s  {way:9} {speed[way]:7.0f}/s  "
+              f"ratio {ratio:.2f} ({verdict}); CPU time an image {spent_on['keras']:.0f} and {spent_on[way]:.0f} us",
+              flush=True)
+    return {"images": count, "seconds": seconds, "cpu_seconds": cpu}
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its ended children."""
+    return sum(used.ru_utime + used.ru_stime
+               for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
 def attempt(temp: Path, folder: Path, size: int) -> tuple[PreprocessJob, Attempt]:
@@ -152,7 +162,7 @@ def compare_memory(temp: Path) -> dict[str, int]:
         out = subprocess.run([sys.executable, __file__, "--peak", folder], capture_output=True, check=True, text=True)
         peaks[str(count)] = int(out.stdout)
     ratio = peaks["20000"] / peaks["5000"]
-    print(f"memory   peak {peaks['5000'] >> 20} MiB at 5,000 images, {peaks['20000'] >> 20} MiB at 20,000: ratio "
+    print(f"memory peak {peaks['5000'] >> 20} MiB at 5,000 images, {peaks['20000'] >> 20} MiB at 20,000: ratio "
           f"{ratio:.2f} (goal at most 1.1: {'met' if ratio <= 1.1 else 'MISSED'})", flush=True)
     return peaks
 

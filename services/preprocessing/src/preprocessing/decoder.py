@@ -9,10 +9,14 @@ Lines of JSON. First the plan: {kind, folder, source_fd, pixels_fd, size, seed, 
 or why the whole job can't go on: {"refused": [message, code]} or {"errno": number, "message": text}.
 """
 
+# ruff: noqa: E402
+import os
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy would start threads that nothing here uses: a third of the start-up
+
 import contextlib
 import hashlib
 import json
-import os
 import signal
 import sys
 from typing import Any

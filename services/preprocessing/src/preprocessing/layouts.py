@@ -52,8 +52,8 @@ def read_layout(tree: Tree) -> Layout:
 
 
 def _is_clutter(path: str) -> bool:
-    parts = path.split("/")
-    return parts[-1] in ("Thumbs.db", "desktop.ini") or any(p.startswith(".") or p == "__MACOSX" for p in parts)
+    rooted = f"/{path}"
+    return "/." in rooted or "/__MACOSX/" in rooted or rooted.endswith(("/Thumbs.db", "/desktop.ini"))
 
 
 def _is_csv(parts: list[str]) -> bool:

@@ -4,12 +4,14 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 from shared.errors import Refused
 
 MAX_MEMBERS = 2_000_000  # ImageNet's training set has 1.28 million
 MAX_FILE = 128 << 20  # bytes of one file; the largest raw image that may be decoded has 75 MB
+SMALL = 1 << 14  # bytes of a file that is read at one go, without asking for its size
 STORED, DEFLATED = 0, 8  # zip's numbers
 BAD_ARCHIVE = "bad_archive"
 
@@ -75,10 +77,10 @@ def scan(folder: str, within: str) -> Tree:
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(path)
                 elif entry.is_file():
-                    members.append(Member(safe_path(path, "folder")))
+                    members.append(Member(path if path.isascii() else safe_path(path, "folder")))
         if len(members) > MAX_MEMBERS:
             raise Refused(f"the folder has more than {MAX_MEMBERS:,} files: split the dataset", "bad_dataset")
-    members.sort()
+    members.sort(key=itemgetter(0))
     return Tree("folder", members, folder=folder)
 
 
@@ -93,7 +95,7 @@ def read(kind: str, folder: str, fd: int, member: Member) -> bytes:
         raise _too_large(member.size)
     match kind:
         case "folder":
-            return _read_file(os.path.join(folder, member.path))
+            return _read_file(f"{folder}/{member.path}")
         case "tar":
             data = os.pread(fd, member.size, member.offset)
         case _:
@@ -106,10 +108,13 @@ def read(kind: str, folder: str, fd: int, member: Member) -> bytes:
 def _read_file(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY)
     try:
+        data = os.read(fd, SMALL)
+        if len(data) < SMALL:
+            return data
         size = os.fstat(fd).st_size
         if size > MAX_FILE:
             raise _too_large(size)
-        return os.read(fd, size)
+        return os.pread(fd, size, 0)
     finally:
         os.close(fd)
 
