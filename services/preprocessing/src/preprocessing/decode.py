@@ -109,9 +109,8 @@ def _take(rows: Rows, first: int, line: bytes) -> int:
         raise Refused(*answer["refused"])
     if "errno" in answer:
         raise OSError(answer["errno"], answer["message"])
-    sha256, keys, widths, heights = answer["columns"]
-    last = first + len(sha256)
-    rows.sha256[first:last], rows.widths[first:last], rows.heights[first:last] = sha256, widths, heights
-    rows.keys[first:last] = np.array(keys, np.uint64)
-    rows.skipped.update({first + int(place): why for place, why in answer["skipped"].items()})
-    return last - first
+    for row, (sha256, key, width, height, why) in enumerate(answer["rows"], first):
+        rows.sha256[row], rows.keys[row], rows.widths[row], rows.heights[row] = sha256, key, width, height
+        if why:
+            rows.skipped[row] = why
+    return len(answer["rows"])

@@ -5,9 +5,8 @@ crashes takes only the attempt with it, and it ends by itself when its parent is
 Python's share of an image of 32 x 32 is as large as libjpeg's, and threads would wait for each other.
 
 Lines of JSON. First the plan: {kind, folder, source_fd, pixels_fd, size, seed, batch}. Then orders: [first row,
-[member, ...]], at most `batch` members. Answers: {"columns": [[sha256, ...], [key, ...], [width, ...], [height, ...]],
-"skipped": {place in the order: why}}, or why the whole job can't go on: {"refused": [message, code]} or
-{"errno": number, "message": text}.
+[member, ...]], at most `batch` members. Answers: {"rows": [[sha256, key, width, height, why it was skipped], ...]},
+or why the whole job can't go on: {"refused": [message, code]} or {"errno": number, "message": text}.
 """
 
 # ruff: noqa: E402
@@ -33,10 +32,7 @@ WHY_CHARACTERS = 200
 
 
 def decode_one(plan: dict[str, Any], member: Member, pixels: np.ndarray) -> tuple[str, int, int, int, str]:
-    """Read, hash and decode one image into `pixels`, uint8 [size, size, 3].
-
-    Returns its SHA-256, rank key, width and height, and why it is skipped: empty if it is not.
-    """
+    """Read, hash and decode one image into `pixels`, uint8 [size, size, 3]. Returns an answer's row."""
     sha256, key = "", 0
     try:
         data = read(plan["kind"], plan["folder"], plan["source_fd"], member)
@@ -62,8 +58,7 @@ def decode_batch(plan: dict[str, Any], order: list[Any], batch: np.ndarray) -> d
         return {"refused": [str(e), e.code]}
     except OSError as e:
         return {"errno": e.errno, "message": e.strerror}
-    *columns, why = zip(*rows, strict=True)
-    return {"columns": columns, "skipped": {i: w for i, w in enumerate(why) if w}}
+    return {"rows": rows}
 
 
 def main() -> None:
