@@ -266,8 +266,8 @@ def test_a_full_volume_is_the_volume_s_fault_and_not_the_image_s(
 def test_a_decoder_that_dies_ends_the_attempt_and_leaves_no_process(
         ctx: Attempt, imports: Path, fill: Callable[..., None], tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
-    for label in ("a", "b"):
-        fill(imports / "many" / label, 0, 300)
+    for label in ("a", "b"):  # large, so that some are left to decode when the first answer has come
+        fill(imports / "many" / label, 0, 60, width=1200, height=900)
     tree = scan(str(imports / "many"), str(imports))
 
     def kill_decoders(*_: object, **__: object) -> None:

@@ -15,6 +15,7 @@ import os
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy would start threads that nothing here uses: a third of the start-up
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import signal
@@ -29,6 +30,7 @@ from shared.errors import Refused
 from shared.images import decode_sized
 
 WHY_CHARACTERS = 200
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def decode_one(plan: dict[str, Any], member: Member, pixels: np.ndarray) -> tuple[str, int, int, int, str]:
@@ -61,8 +63,21 @@ def decode_batch(plan: dict[str, Any], order: list[Any], batch: np.ndarray) -> d
     return {"rows": rows}
 
 
+def keep_freed_memory() -> None:
+    """Let malloc keep what an image leaves for the next one.
+
+    It gives a free end of the heap back to the kernel from a size on that depends on what was freed before: where an
+    image is just over it, every one faults its pages in anew. Seen on 500 x 375: 375 faults an image, 2.9 ms, not 2.0.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library has no such knob
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    keep_freed_memory()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers
     plan = json.loads(sys.stdin.buffer.readline())
