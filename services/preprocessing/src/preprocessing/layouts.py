@@ -17,7 +17,6 @@ SPLIT_NAMES = {"train": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
 MANIFESTS = ("manifest.csv", "labels.csv")
 SIZES = (32, 64, 128, 224)
 SAMPLE = 512
-Placed = tuple[list[str], Member]  # a file and its path's parts below the wrapping folder
 Labelled = tuple[Member, str, int]  # an image, its label, its split
 
 
@@ -37,18 +36,13 @@ def read_layout(tree: Tree) -> Layout:
     Raises:
         Refused: (bad_dataset) with what was found and what is expected.
     """
-    files = [(m.path.split("/"), m) for m in tree.members if not _is_clutter(m.path)]
+    files = [m for m in tree.members if not _is_clutter(m.path)]
     if not files:
         raise Refused(f"the source holds no files: {EXPECTED}", "bad_dataset")
-    tops = {parts[0] for parts, _ in files}
-    if len(tops) == 1 and min(len(parts) for parts, _ in files) > 1 and tops.isdisjoint(SPLIT_NAMES):
-        inner = [(parts[1:], m) for parts, m in files]
-        # A folder that holds images only is a class, not a wrapper.
-        if any(len(parts) > 1 or _is_csv(parts) for parts, _ in inner):
-            files = inner
-    manifest = _manifest([(parts, m) for parts, m in files if _is_csv(parts)])
-    rows = _from_csv(tree, manifest, files) if manifest else None
-    return _layout(rows if rows is not None else _from_folders(files))
+    skip = len(_wrapper(files))
+    manifest = _manifest([m for m in files if _is_csv(m.path[skip:])])
+    images = _from_csv(tree, manifest, files, skip) if manifest else None
+    return _layout(images if images is not None else _from_folders(files, skip))
 
 
 def _is_clutter(path: str) -> bool:
@@ -56,33 +50,50 @@ def _is_clutter(path: str) -> bool:
     return "/." in rooted or "/__MACOSX/" in rooted or rooted.endswith(("/Thumbs.db", "/desktop.ini"))
 
 
-def _is_csv(parts: list[str]) -> bool:
-    return len(parts) == 1 and parts[0].lower().endswith(".csv")
+def _is_csv(path: str) -> bool:
+    return path.lower().endswith(".csv") and "/" not in path
 
 
-def _manifest(csvs: list[Placed]) -> Member | None:
-    for parts, member in csvs:
-        if parts[0].lower() in MANIFESTS:
+def _wrapper(files: list[Member]) -> str:
+    """The one folder, with its slash, that everything lies in, if it is neither a split nor a class; else empty."""
+    top, slash, _ = files[0].path.partition("/")
+    root = top + slash
+    if not slash or top in SPLIT_NAMES or not all(m.path.startswith(root) for m in files):
+        return ""
+    # A folder that holds images only is a class, not a wrapper.
+    return root if any(m.path.find("/", len(root)) > 0 or _is_csv(m.path[len(root):]) for m in files) else ""
+
+
+def _manifest(csvs: list[Member]) -> Member | None:
+    for member in csvs:
+        if member.path.rsplit("/", 1)[-1].lower() in MANIFESTS:
             return member
-    return csvs[0][1] if len(csvs) == 1 else None
+    return csvs[0] if len(csvs) == 1 else None
 
 
-def _from_folders(files: list[Placed]) -> Iterator[Labelled]:
-    """The images by the names of their folders. Files beside the class folders are no images of any class."""
-    deep = [(parts, m) for parts, m in files if len(parts) > 1]
-    if not deep:
-        raise Refused(f"the source has {len(files)} files and no folders, such as {files[0][0][-1]!r}: the labels are "
-                      f"missing; {EXPECTED}", "bad_dataset")
-    if all(parts[0].lower() in SPLIT_NAMES for parts, _ in deep):
-        flat = [m.path for parts, m in deep if len(parts) == 2]
-        if len(flat) == len(deep):
-            raise Refused(f"the images lie directly in the splits' folders, such as {flat[0]!r}: the labels are "
-                          f"missing; {EXPECTED}", "bad_dataset")
-        return ((m, parts[1], SPLIT_NAMES[parts[0].lower()]) for parts, m in deep if len(parts) > 2)
-    return ((m, parts[0], 0) for parts, m in deep)
+def _from_folders(files: list[Member], skip: int) -> Iterator[Labelled]:
+    """The images by the names of their folders. Files beside the class folders are no images of any class.
+
+    The first `skip` characters of every path are the wrapping folder.
+    """
+    tops = {m.path[skip:end] for m in files if (end := m.path.find("/", skip)) > 0}
+    if not tops:
+        raise Refused(f"the source has {len(files)} files and no folders, such as {files[0].path[skip:]!r}: the labels "
+                      f"are missing; {EXPECTED}", "bad_dataset")
+    split = all(top.lower() in SPLIT_NAMES for top in tops)
+    if split and not any(m.path.count("/", skip) > 1 for m in files):
+        flat = next(m.path for m in files if "/" in m.path[skip:])
+        raise Refused(f"the images lie directly in the splits' folders, such as {flat!r}: the labels are missing; "
+                      f"{EXPECTED}", "bad_dataset")
+    for member in files:
+        top, _, rest = member.path[skip:].partition("/")
+        if not split and rest:
+            yield member, top, 0
+        elif split and "/" in rest:
+            yield member, rest.partition("/")[0], SPLIT_NAMES[top.lower()]
 
 
-def _from_csv(tree: Tree, manifest: Member, files: list[Placed]) -> list[Labelled] | None:
+def _from_csv(tree: Tree, manifest: Member, files: list[Member], skip: int) -> list[Labelled] | None:
     """The images that a manifest names; None when a CSV of another name has other columns: it is something else."""
     name = manifest.path
     try:
@@ -94,8 +105,7 @@ def _from_csv(tree: Tree, manifest: Member, files: list[Placed]) -> list[Labelle
                 return None
             raise Refused(f"{name} has the columns {', '.join(columns) or '(none)'}: expected path,label and if wanted "
                           "split, in its first line", "bad_dataset")
-        known = {"/".join(parts): m for parts, m in files}
-        return list(_csv_rows(name, table, columns, known))
+        return list(_csv_rows(name, table, columns, {m.path[skip:]: m for m in files}))
     except (UnicodeDecodeError, csv.Error) as e:
         raise Refused(f"{name} can't be read as CSV in UTF-8 ({e})", "bad_dataset") from None
 
@@ -124,13 +134,17 @@ def _csv_rows(name: str, table: Iterable[list[str]], columns: list[str],
 
 
 def _layout(images: Iterable[Labelled]) -> Layout:
-    listed = list(images)
-    labels = tuple(sorted({label for _, label, _ in listed}))
+    members, names, splits = [], [], []
+    for member, label, split in images:
+        members.append(member)
+        names.append(label)
+        splits.append(split)
+    labels = tuple(sorted(set(names)))
     if len(labels) < 2:
-        found = f"1 class, {labels[0]!r}, with {len(listed)} files" if labels else "no images"
+        found = f"1 class, {labels[0]!r}, with {len(names)} files" if labels else "no images"
         raise Refused(f"found {found}: a classifier needs at least 2 classes; {EXPECTED}", "bad_dataset")
     code = {label: i for i, label in enumerate(labels)}
-    return Layout(labels, [m for m, _, _ in listed], [code[label] for _, label, _ in listed], [s for _, _, s in listed])
+    return Layout(labels, members, [code[name] for name in names], splits)
 
 
 def pick_size(tree: Tree, layout: Layout) -> int:
