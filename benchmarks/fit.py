@@ -8,6 +8,7 @@ not depend on them. The first epoch of each (tracing, compiling) is told apart; 
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -74,8 +75,6 @@ def plain(recipe: Recipe, images: np.ndarray, labels: np.ndarray, batch: int):
 
 def ours(recipe: Recipe, images: np.ndarray, labels: np.ndarray, batch: int, args: argparse.Namespace):
     """One epoch as training.fitting runs it."""
-    import dataclasses
-
     recipe = dataclasses.replace(recipe, batch_size=batch)
     model = networks.build(recipe, SPEC)
     gpu = args.device == "gpu"

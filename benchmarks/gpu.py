@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from redis import Redis, RedisError
@@ -151,7 +152,6 @@ class Bench:
                 return f"{open_artifact(self.root, job.target, hashes=False)['summary']['images']}"
             case TrainJob():
                 epochs = read_json(self.root / job.target / "history.json")
-                epochs = epochs["epochs"] if isinstance(epochs, dict) else epochs
                 each = sorted(e["seconds"] for e in epochs[1:]) or [epochs[0]["seconds"]]
                 best = max(e["validation_accuracy"] for e in epochs)
                 return (f"{100 * best:.2f} % validation accuracy; first epoch {epochs[0]['seconds']:.1f} s, "
@@ -168,8 +168,6 @@ class Bench:
 
 
 def _seconds(stamp: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(stamp).timestamp()
 
 

@@ -1,5 +1,7 @@
 """Steps over images on the device are the steps that are fed from the host."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -13,8 +15,6 @@ SPEC = Spec(32, ("a", "b", "c"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 def weights_after(make, images, labels, chosen):
-    import dataclasses
-
     recipe = dataclasses.replace(SMALL, batch_size=chosen.shape[1])
     keras.utils.set_random_seed(1)
     model = networks.build(recipe, SPEC)

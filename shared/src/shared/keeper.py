@@ -11,7 +11,6 @@ import shutil
 import signal
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 from redis import RedisError
@@ -147,7 +146,7 @@ def main() -> None:
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: stop.append(n))
-    Path(settings.artifacts).mkdir(parents=True, exist_ok=True)
+    settings.artifacts.mkdir(parents=True, exist_ok=True)
     keeper = Keeper(settings, Ledger(settings.artifacts, connect(settings, timeout_s=5)))
     token, swept = uuid.uuid4().hex, 0.0
     log.info("keeping %s", settings.artifacts)
