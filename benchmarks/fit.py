@@ -19,12 +19,11 @@ import tensorflow as tf
 
 from shared.datasets import Spec
 from shared.settings import Settings
-from training import augmentation, device, networks
+from training import device, networks
 from training.recipes import RECIPES, Recipe
 from training.steps import fed, new_optimizer, new_step, resident
 
 SPEC = Spec(32, tuple("abcdefghij"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-STEPS_A_CALL = 50
 
 
 def main() -> None:
@@ -79,16 +78,13 @@ def ours(recipe: Recipe, images: np.ndarray, labels: np.ndarray, batch: int, arg
     model = networks.build(recipe, SPEC)
     gpu = args.device == "gpu"
     totals = tf.Variable(tf.zeros([2], tf.float64))
-    step = new_step(model, new_optimizer(recipe, model), recipe, SPEC, 0, totals,
-                    compile=gpu and not augmentation.interpolates(recipe.augmentation))
-    run = (resident if gpu else fed)(step, images, labels)
+    step = new_step(model, new_optimizer(recipe, model), recipe, SPEC, 0, totals, xla=gpu)
     steps = len(images) // batch
+    run = resident(step, images, labels, steps, xla=True) if gpu else fed(step, images, labels)
 
     def epoch() -> None:
         order = np.random.default_rng(0).permutation(len(images))[:steps * batch].reshape(steps, batch)
-        for at in range(0, steps, STEPS_A_CALL):
-            chosen = order[at:at + STEPS_A_CALL]
-            run(chosen, np.full(len(chosen), recipe.learning_rate, np.float32), at)
+        run(order, np.full(steps, recipe.learning_rate, np.float32), 0)
         totals.numpy()
 
     return epoch

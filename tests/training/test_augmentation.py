@@ -56,6 +56,24 @@ def test_a_batch_comes_out_as_the_reference_makes_it(options: dict) -> None:
     np.testing.assert_allclose(got, expected, atol=0.05)
 
 
+@pytest.mark.parametrize("options", [
+    {"rotation_range": 15, "width_shift_range": 0.1, "height_shift_range": 0.1, "horizontal_flip": True},
+    {"rotation_range": 180, "zoom_range": 0.9, "width_shift_range": 0.5},
+], ids=["seed-cnn", "far over the edges"])
+@pytest.mark.parametrize("size", [31, 32])
+def test_what_xla_compiles_samples_as_tensorflow_s_kernel_does(options: dict, size: int) -> None:
+    images = tf.constant(np.random.default_rng(1).integers(0, 256, (64, size, size, 3), dtype=np.uint8))
+    draws = augmentation.draw(options, size, len(images), tf.constant([3, 4]))
+
+    @tf.function(jit_compile=True)
+    def compiled() -> tf.Tensor:
+        return augmentation.apply(images, options, draws, BLANK, xla=True)
+
+    kernel = augmentation.apply(images, options, draws, BLANK).numpy()
+    assert kernel.std() > 20
+    np.testing.assert_allclose(compiled().numpy(), kernel, atol=0.02)
+
+
 def test_draws_depend_on_the_seed_alone_and_fill_their_ranges() -> None:
     options = {"width_shift_range": 4, "height_shift_range": 2, "horizontal_flip": True}
     first, again, other = (augmentation.draw(options, 32, 1000, tf.constant(s)) for s in ([3, 5], [3, 5], [3, 6]))

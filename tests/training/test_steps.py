@@ -1,39 +1,60 @@
 """Steps over images on the device are the steps that are fed from the host."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from shared.datasets import Spec
 from training import networks
-from training.recipes import SMALL
+from training.recipes import SEED_CNN, SMALL
 from training.steps import fed, new_optimizer, new_step, resident
 
 SPEC = Spec(32, ("a", "b", "c"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
-def weights_after(make, images, labels, chosen):
-    recipe = dataclasses.replace(SMALL, batch_size=chosen.shape[1])
+def after_six_steps(make, recipe=SMALL, size=32, xla=False):
+    """Losses, totals and weights after six steps of eight images, in two calls."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, size, size, 3), np.uint8)
+    labels = rng.integers(0, 3, 64).astype(np.int32)
+    chosen = rng.permutation(64)[:48].reshape(6, 8)
+    recipe, spec = dataclasses.replace(recipe, batch_size=8), dataclasses.replace(SPEC, size=size)
     keras.utils.set_random_seed(1)
-    model = networks.build(recipe, SPEC)
+    model = networks.build(recipe, spec)
     totals = tf.Variable(tf.zeros([2], tf.float64))
-    step = new_step(model, new_optimizer(recipe, model), recipe, SPEC, 1, totals)
+    step = new_step(model, new_optimizer(recipe, model), recipe, spec, 1, totals, xla)
     run = make(step, images, labels)
-    rates = np.linspace(0.01, 0.02, len(chosen), dtype=np.float32)
-    run(chosen[:2], rates[:2], 0)
-    loss = run(chosen[2:], rates[2:], 2)
-    return float(loss), totals.numpy(), model.get_weights()
+    rates = np.linspace(0.001, 0.002, len(chosen), dtype=np.float32)
+    losses = [*run(chosen[:2], rates[:2], 0), *run(chosen[2:], rates[2:], 2)]
+    return np.array(losses), totals.numpy(), model.get_weights()
+
+
+def assert_close(one, other):
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-4)
+    np.testing.assert_allclose(one[1], other[1], rtol=1e-4)
+    for x, y in zip(one[2], other[2], strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
 
 
 def test_resident_steps_equal_fed_steps():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, 3, 64).astype(np.int32)
-    chosen = rng.permutation(64)[:48].reshape(6, 8)
-    a, b = (weights_after(make, images, labels, chosen) for make in (fed, resident))
-    assert np.isclose(a[0], b[0], rtol=1e-4)
-    np.testing.assert_allclose(a[1], b[1], rtol=1e-4)
-    for x, y in zip(a[2], b[2], strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+    assert_close(after_six_steps(functools.partial(resident, capacity=5)), after_six_steps(fed))
+
+
+@pytest.mark.parametrize("augmentation", [SMALL.augmentation, SEED_CNN.augmentation], ids=["moved", "sampled"])
+def test_steps_compiled_as_one_program_equal_fed_steps(augmentation):
+    """At a side of 6, which leaves one convolution (XLA runs them slowly on a CPU) and no pooling (whose gradient XLA
+    refuses where another test of this process asked for determinism)."""
+    recipe = dataclasses.replace(SMALL, augmentation=augmentation)
+    program = after_six_steps(functools.partial(resident, capacity=5, xla=True), recipe, 6, xla=True)
+    assert_close(program, after_six_steps(fed, recipe, 6))
+
+
+def test_seed_cnn_with_its_dropout_is_compiled_as_one_program():
+    make = functools.partial(resident, capacity=5, xla=True)
+    losses, totals, weights = after_six_steps(make, SEED_CNN, 6, xla=True)
+    assert losses.sum() * 8 == pytest.approx(totals[0], rel=1e-5)
+    assert all(np.isfinite(w).all() for w in weights)

@@ -15,7 +15,7 @@ from shared import faults
 from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
-from training import augmentation, checkpoints, device, networks
+from training import checkpoints, device, networks
 from training.evaluation import best_epoch, cross_entropy, new_predict
 from training.recipes import Recipe, learning_rate
 from training.steps import Run, fed, new_optimizer, new_step, resident
@@ -25,7 +25,8 @@ CHECKPOINT_S = 20.0
 EPOCH_CHECKPOINT_S = 2.0  # an epoch's end so soon after the last checkpoint writes none
 REPORT_S = 0.2
 SHARE_OF_GPU = 0.25  # of its memory for the images
-STEPS_A_CALL = 50  # on a GPU: a fraction of a second, after which the job can be stopped
+FIRST_CALL = 50  # steps of a GPU's first program
+CALL_S = 1.0  # about as long the steps of one program on a GPU may take, in which a job can't be stopped
 POINTS = 200  # of the training curve in TensorBoard
 
 
@@ -42,6 +43,7 @@ class Training:
         self.steps_an_epoch = len(self.images) // recipe.batch_size
         self.steps = self.steps_an_epoch * recipe.epochs
         self.steps_a_call = 1
+        self.one_program = False  # whether the steps of a call are one
         keras.utils.set_random_seed(seed)
         self.model = networks.build(recipe, dataset.spec)
         self.optimizer = new_optimizer(recipe, self.model)
@@ -75,16 +77,15 @@ class Training:
     def _new_run(self) -> Run:
         """On a GPU that holds the images, steps compiled by XLA over them; else steps fed from the host."""
         on_gpu = self.ctx.settings.device == "gpu"
-        step = new_step(self.model, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals,
-                        compile=on_gpu and not augmentation.interpolates(self.recipe.augmentation))
+        step = new_step(self.model, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals, xla=on_gpu)
         if on_gpu and self.images.nbytes < SHARE_OF_GPU * device.memory_bytes():
-            self.steps_a_call = STEPS_A_CALL
-            return resident(step, self.images, self.labels)
+            self.steps_a_call, self.one_program = FIRST_CALL, True
+            return resident(step, self.images, self.labels, self.steps_an_epoch, xla=True)
         return fed(step, self.images, self.labels)
 
     def _run_steps(self, run: Run) -> None:
         """The steps of the epoch that are left, `steps_a_call` at a time."""
-        epoch, batch = len(self.history), self.recipe.batch_size
+        epoch, batch, every = len(self.history), self.recipe.batch_size, max(1, self.steps // POINTS)
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.images))
         while (at := self.step - epoch * self.steps_an_epoch) < self.steps_an_epoch:
             self._stop_if_asked()
@@ -93,12 +94,22 @@ class Training:
                 faults.point("mid-train")
             chosen = order[at * batch:(at + count) * batch].reshape(count, batch)
             rates = [learning_rate(self.recipe, self.step + i, self.steps) for i in range(count)]
-            loss = run(chosen, np.array(rates, np.float32), self.step)
-            if self.step % max(1, self.steps // POINTS) < count:
-                tf.summary.scalar("train/batch_loss", loss, self.step)
+            began = time.monotonic()
+            losses = run(chosen, np.array(rates, np.float32), self.step)
+            if self.one_program:
+                self._fit_to_time(time.monotonic() - began)
+            for step in range(-(-self.step // every) * every, self.step + count, every):
+                tf.summary.scalar("train/batch_loss", losses[step - self.step], step)
             self.step += count
             self._report(at + count)
             self._save_if_older_than(CHECKPOINT_S)
+
+    def _fit_to_time(self, seconds: float) -> None:
+        """More steps for the next program, or fewer, so that it takes about CALL_S."""
+        if seconds < CALL_S / 2:
+            self.steps_a_call *= 2
+        elif seconds > 2 * CALL_S and self.steps_a_call > 1:
+            self.steps_a_call //= 2
 
     def _end_epoch(self) -> None:
         """Validate, write the epoch into the history, keep the weights if they are the best."""

@@ -1,6 +1,6 @@
 """Optimizer steps as TensorFlow graphs: augmentation, forward, backward, update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from training import augmentation, networks
 from training.recipes import Recipe
 
 Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-Run = Callable[[np.ndarray, np.ndarray, int], tf.Tensor]
+Run = Callable[[np.ndarray, np.ndarray, int], Sequence[tf.Tensor] | np.ndarray]
 
 
 def new_optimizer(recipe: Recipe, model: keras.Model) -> keras.Optimizer:
@@ -30,21 +30,21 @@ def new_optimizer(recipe: Recipe, model: keras.Model) -> keras.Optimizer:
 
 
 def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spec: Spec, seed: int,
-             totals: tf.Variable, compile: bool = False) -> Step:
+             totals: tf.Variable, xla: bool = False) -> Step:
     """step(images, labels, rate, number) -> loss, a graph of fixed shapes.
 
     images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32: the step's, which with `seed` decides the
-    augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers. `compile`: by XLA, which pays on
-    GPUs alone and knows no interpolated augmentation.
+    augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers. `xla`: compiled by it, which
+    pays on GPUs alone.
     """
     logits_of, weights = networks.logits_of(model), model.trainable_variables
     classes, blank = len(spec.labels), tuple(255 * m for m in spec.mean)
     other = recipe.label_smoothing / classes
 
-    @tf.function(jit_compile=compile)
+    @tf.function(jit_compile=xla)
     def step(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         draws = augmentation.draw(recipe.augmentation, spec.size, recipe.batch_size, tf.stack([seed, number]))
-        images = augmentation.apply(images, recipe.augmentation, draws, blank)
+        images = augmentation.apply(images, recipe.augmentation, draws, blank, xla)
         targets = tf.one_hot(labels, classes, 1 - recipe.label_smoothing + other, other)
         optimizer.learning_rate.assign(rate)
         with tf.GradientTape() as tape:
@@ -59,29 +59,42 @@ def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spe
 
 
 def fed(step: Step, images: np.ndarray, labels: np.ndarray) -> Run:
-    """run(chosen, rates, first) -> the last loss: a step for each row of `chosen`, its images sent from the host.
+    """run(chosen, rates, first) -> the losses: a step for each row of `chosen`, its images sent from the host.
 
     chosen int [n, B], indices into images uint8 [N, S, S, 3] and labels int32 [N]; rates float32 [n]; first: the number
     of the first step.
     """
-    def run(chosen: np.ndarray, rates: np.ndarray, first: int) -> tf.Tensor:
-        for i, (rows, rate) in enumerate(zip(chosen, rates, strict=True)):
-            loss = step(images[rows], labels[rows], tf.constant(rate), tf.constant(first + i))
-        return loss
+    def run(chosen: np.ndarray, rates: np.ndarray, first: int) -> Sequence[tf.Tensor]:
+        return [step(images[rows], labels[rows], tf.constant(rate), tf.constant(first + i))
+                for i, (rows, rate) in enumerate(zip(chosen, rates, strict=True))]
 
     return run
 
 
-def resident(step: Step, images: np.ndarray, labels: np.ndarray) -> Run:
-    """As `fed`, with all images on the device and the n steps in one graph: nothing but indices crosses the bus."""
+def resident(step: Step, images: np.ndarray, labels: np.ndarray, capacity: int, xla: bool = False) -> Run:
+    """As `fed`, with all images on the device and the n steps, at most `capacity`, as one program.
+
+    Between two steps the host does nothing: at a batch of 64 it would take longer than a GPU takes for the step. How
+    many steps to do is the program's argument, so that `xla` compiles it once.
+    """
     pixels, classes = tf.constant(images), tf.constant(labels)
 
-    @tf.function(reduce_retracing=True)
-    def run(chosen: tf.Tensor, rates: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        loss = tf.constant(0.0)
-        for i in tf.range(tf.shape(rates)[0]):
+    @tf.function(jit_compile=xla)
+    def program(chosen: tf.Tensor, rates: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        def body(i: tf.Tensor, losses: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             rows = chosen[i]
             loss = step(tf.gather(pixels, rows), tf.gather(classes, rows), rates[i], first + i)
-        return loss
+            return i + 1, losses.write(i, loss)
 
-    return lambda chosen, rates, first: run(tf.constant(chosen, tf.int32), tf.constant(rates), tf.constant(first))
+        none = tf.TensorArray(tf.float32, capacity, element_shape=[])
+        return tf.while_loop(lambda i, _: i < count, body, (tf.constant(0), none))[1].stack()
+
+    def run(chosen: np.ndarray, rates: np.ndarray, first: int) -> np.ndarray:
+        count = len(chosen)
+        all_chosen = np.zeros((capacity, chosen.shape[1]), np.int32)
+        all_rates = np.zeros(capacity, np.float32)
+        all_chosen[:count], all_rates[:count] = chosen, rates
+        losses = program(tf.constant(all_chosen), tf.constant(all_rates), tf.constant(first), tf.constant(count))
+        return losses.numpy()[:count]
+
+    return run
