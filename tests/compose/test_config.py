@@ -90,6 +90,25 @@ def test_device_is_the_one_knob():
     assert "deploy" in config()["services"]["training"]
 
 
+def test_every_service_that_computes_reserves_the_gpus_and_no_other_sees_one():
+    services = config(DEVICE="gpu")["services"]
+    for name in sorted(WORKERS | {"inference"}):
+        (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"]), name  # -1: all
+        assert services[name]["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    for name in sorted(SERVICES - WORKERS - {"inference"}):
+        assert "deploy" not in services[name], name
+        assert "NVIDIA_DRIVER_CAPABILITIES" not in services[name].get("environment", {}), name
+
+
+def test_tensorrt_is_in_the_images_that_use_it_and_nowhere_on_the_cpu():
+    for device in ("gpu", "cpu"):
+        targets = {name: s["build"]["target"] for name, s in config(DEVICE=device)["services"].items() if "build" in s}
+        assert {name for name, target in targets.items() if target == device} == {
+            "optimization", "inference", "init", "keeper"}  # init and keeper share the API's image
+        assert set(targets.values()) == {"service", device}
+
+
 def test_a_setting_of_the_user_reaches_every_process():
     services = config(DEVICE="cpu", MAX_ATTEMPTS="7")["services"]
     assert all(services[name]["environment"]["MAX_ATTEMPTS"] == "7" for name in WORKERS | {"keeper", "inference"})
@@ -131,8 +150,8 @@ def test_a_code_edit_reinstalls_nothing(tmp_path):
     edited.write_text(edited.read_text() + "\nEDITED = True\n")
     began = time.monotonic()
     build = subprocess.run(
-        ["docker", "build", "--progress", "plain", "--file", "services/Dockerfile", "--build-arg", "SERVICE=training",
-         "--build-arg", "DEVICE=cpu", "--tag", "lanner-test-edited", "."],
+        ["docker", "build", "--progress", "plain", "--file", "services/Dockerfile", "--target", "service",
+         "--build-arg", "SERVICE=training", "--build-arg", "DEVICE=cpu", "--tag", "lanner-test-edited", "."],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
     seconds = time.monotonic() - began
     try:

@@ -11,8 +11,8 @@ from shared.errors import Damaged, Refused
 from shared.runtimes import check_batch, check_signature
 
 CPU: list[Any] = ["CPUExecutionProvider"]
-# float32 stays float32: TF32 alone may move a probability by more than fp32's tolerance. HEURISTIC: a batch may have any
-# size, and the default searches anew at each. What CUDA has no kernel for runs on the CPU, within the same session.
+# float32 stays float32: TF32 alone may move a probability by more than fp32's tolerance. HEURISTIC: a batch may have
+# any size, and the default searches anew at each. What CUDA has no kernel for runs on the CPU, in the same session.
 CUDA: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}), *CPU]
 
 
@@ -61,8 +61,8 @@ def _open(path: Path, threads: int, device: str) -> Any:
                       "gpu_failed") from e
     if "CUDAExecutionProvider" not in session.get_providers():
         raise Refused(f"DEVICE=gpu, but ONNX Runtime {ort.__version__} could not start CUDA and offers "
-                      f"{session.get_providers()}: its reason is in this process's log. Install the CUDA 12 and cuDNN 9 "
-                      "packages of onnxruntime-gpu[cuda,cudnn], or set DEVICE=cpu", "gpu_failed")
+                      f"{session.get_providers()}: its reason is in this process's log. Install the package's extra "
+                      "gpu, which brings CUDA 12 and cuDNN 9, and a driver for them, or set DEVICE=cpu", "gpu_failed")
     return session
 
 
