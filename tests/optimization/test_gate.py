@@ -133,3 +133,24 @@ def test_every_variant_is_told_why_it_did_or_did_not_win():
     assert why["onnx-fp32"] == "passes, but is slower: 50 images/s at batch 8 against 100 of litert-fp32"
     assert why["litert-fp32"] == "won: passes the gate and is the fastest at batch 8, with 100 images/s"
     assert "over the budget" in why["litert-int8"]
+
+
+@pytest.mark.parametrize(("int8", "wins"), [
+    (Candidate(120, 0.91, 900), True),  # faster
+    (Candidate(100, 0.93, 900), True),  # as fast and smaller
+    (Candidate(100, 0.93, 1000), False),  # as fast, no smaller
+    (Candidate(104, 0.93, 1000), False),  # faster by less than timing shows
+    (Candidate(90, 0.93, 900), False),  # slower
+])
+def test_an_int8_engine_wins_only_if_it_is_faster_than_fp16_or_as_fast_and_smaller(int8, wins):
+    field = {"tensorrt-fp16": Candidate(100, 0.92, 1000), "tensorrt-int8": int8, "onnx-int8": Candidate(50, 0.94, 10)}
+    assert (choose(field) == "tensorrt-int8") is wins
+
+
+def test_an_int8_engine_that_gains_nothing_is_told_so_and_hides_no_other():
+    labels = np.zeros(5000, int)
+    keras = scores_of(labels)
+    field = {"tensorrt-fp16": Candidate(100, 0.92, 1000), "tensorrt-int8": Candidate(104, 0.93, 1000)}
+    why = explain({name: judge(keras, keras, labels, 0.5) for name in field}, field, "tensorrt-fp16", 8)
+    assert "neither faster than tensorrt-fp16 nor as fast and smaller" in why["tensorrt-int8"]
+    assert "the fastest at batch 8" in why["tensorrt-fp16"]

@@ -24,6 +24,8 @@ from shared.runtimes import FILES, TOLERANCE, open_session, run_in_chunks
 # TensorFlow's variables do not know NumPy 2's copy argument yet; Keras reads them all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 ONE = OptimizeJob("m-1", "sides", variants=("onnx-fp32",))
+ENGINES = tuple(v for v in VARIANTS if v.startswith("tensorrt-"))  # need a GPU: test_tensorrt.py
+PORTABLE = tuple(v for v in VARIANTS if v not in ENGINES)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def rows(card):
 
 def test_every_variant_is_published_with_what_made_it(released):
     root, _, _ = released
-    for variant in VARIANTS:
+    for variant in PORTABLE:
         manifest = open_artifact(root, f"variants/m-1/{variant}")
         assert f"{manifest['format']}-{manifest['precision']}" == variant
         assert manifest["parents"] == {"model": "m-1", "dataset": "d-1"}
@@ -52,7 +54,7 @@ def test_every_variant_is_published_with_what_made_it(released):
     assert list((root / ".staging").iterdir()) == []
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PORTABLE)
 def test_a_published_variant_answers_as_keras_does(released, volume, variant):
     root, _, card = released
     session, manifest = open_session(root, "m-1", variant)
@@ -67,7 +69,8 @@ def test_a_published_variant_answers_as_keras_does(released, volume, variant):
 def test_the_card_tells_of_each_row_how_right_how_fast_and_how_large_it_is(released):
     _, _, card = released
     assert [row["variant"] for row in card["rows"]] == [REFERENCE, *VARIANTS]
-    for row in card["rows"]:
+    for row in card["rows"][:1 + len(PORTABLE)]:
+        assert row["device"] == "cpu"
         assert list(row["images_per_s"]) == ["1", "8", "64"]
         assert min(row["images_per_s"].values()) > 0
         assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p99"]
@@ -76,6 +79,16 @@ def test_the_card_tells_of_each_row_how_right_how_fast_and_how_large_it_is(relea
         assert row["against_keras"]["images"] == card["gate"]["validation_images"] == 900
     assert rows(card)["onnx-fp32"]["against_keras"]["max_difference"] <= 1e-3
     assert rows(card)["litert-int8"]["bytes"] < rows(card)["litert-fp32"]["bytes"]
+
+
+def test_without_a_gpu_the_card_says_why_there_are_no_engines_and_none_is_published(released):
+    root, _, card = released
+    for variant in ENGINES:
+        row = rows(card)[variant]
+        assert (row["state"], row["winner"]) == ("failed", False)
+        assert row["why"] == "not built: TensorRT needs a GPU, and this ran with DEVICE=cpu"
+        assert row["why"] in (root / "cards/m-1.html").read_text()
+        assert not (root / "variants/m-1" / variant).exists()
 
 
 def test_the_card_tells_where_and_from_what_it_was_measured(released):
@@ -104,7 +117,7 @@ def test_the_winner_becomes_production_and_every_other_is_told_why_not(released)
     assert summary["variants"].keys() == {REFERENCE, *VARIANTS}
     assert [row["variant"] for row in card["rows"] if row.get("winner")] == [card["winner"]]
     assert all(row["why"] for row in card["rows"][1:])
-    fast = [row for row in card["rows"][1:] if row["gate"]["passes"]]
+    fast = [row for row in card["rows"][1:] if row["state"] == "measured" and row["gate"]["passes"]]
     assert rows(card)[card["winner"]]["images_per_s"]["8"] >= 0.95 * max(row["images_per_s"]["8"] for row in fast)
 
 
@@ -143,7 +156,7 @@ def test_the_page_stands_alone_and_shows_every_row_and_the_plot(released):
     for row in card["rows"]:
         assert words.count(row["variant"]) >= 2
     svg = ElementTree.fromstring(text[text.index("<svg"):text.index("</svg>") + 6])
-    assert len(svg.findall("circle")) == len(card["rows"])
+    assert len(svg.findall("circle")) == 1 + len(PORTABLE)
 
 
 def test_a_second_attempt_takes_what_the_first_published_and_keeps_one_version(released, begin, tmp_path):

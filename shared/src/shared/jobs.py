@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from shared.errors import Refused
 
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-VARIANTS = ("onnx-fp32", "onnx-int8", "litert-fp32", "litert-fp16", "litert-int8")
+VARIANTS = ("onnx-fp32", "onnx-int8", "litert-fp32", "litert-fp16", "litert-int8",
+            "tensorrt-fp32", "tensorrt-fp16", "tensorrt-int8")
 
 
 @dataclass(frozen=True)

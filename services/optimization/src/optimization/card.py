@@ -1,6 +1,7 @@
 """The release card: everything measured of a Model's Variants, as JSON and as a page."""
 
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from optimization.build import agreement, tools
 from optimization.gate import METHOD, NEAR
 from optimization.measure import Speed
 from optimization.page import render
+from shared import gpu
 from shared.artifacts import Manifest, now, write_bytes, write_json
 from shared.jobs import OptimizeJob
 
@@ -38,10 +40,12 @@ def figures(reference: np.ndarray, scores: np.ndarray, labels: np.ndarray, speed
 
 def make_card(job: OptimizeJob, manifest: Manifest, version: int, rows: dict[str, Row], winner: str | None,
               alias: dict[str, Any], tested: dict[str, Any], validation_images: int, threads: int) -> Card:
+    device = next((row["device"] for row in rows.values() if row.get("device", "cpu") != "cpu"), "cpu")
     return {"schema": 1, "name": job.name, "version": version, "model": job.model_id,
             "dataset": manifest["parents"]["dataset"], "recipe": manifest.get("recipe"),
             "size": manifest["spec"]["size"], "classes": len(manifest["spec"]["labels"]), "created_at": now(),
-            "device": "cpu", "cpu": cpu_name(), "threads": threads,
+            "device": device, "gpu": asdict(gpu.find()[0]) if device != "cpu" else None,
+            "cpu": cpu_name(), "threads": threads,
             "versions": {"python": platform.python_version(), "numpy": np.__version__, **tools()},
             "gate": {"budget": job.budget, "rank_batch": job.rank_batch, "near": NEAR, "method": METHOD,
                      "validation_images": validation_images},

@@ -4,14 +4,21 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import onnx
 import tensorflow as tf
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from optimization.precision import Reader, to_fp16, to_int8
+from shared.runtimes import run_in_chunks
+from shared.runtimes.onnx import OnnxSession
 
 OPSET = 17  # tf2onnx writes up to 18
 # Those that gain: 1.3 to 1.4 times float32's images/s on the recipe `small` on one core without VNNI, 1.1 with Add,
@@ -20,12 +27,15 @@ INT8_OPERATORS = ["Conv", "Gemm", "MatMul", "Relu", "MaxPool"]
 CALIBRATION_IMAGES = 256
 
 
-def export(model: keras.Model, format: str, precision: str, calibration: np.ndarray, path: Path) -> None:
-    """Write `model` to `path`. Raises whatever a converter raises.
+def export(model: keras.Model, format: str, precision: str, calibration: np.ndarray, path: Path,
+           validation: np.ndarray | None = None) -> dict[str, Any]:
+    """Write `model` to `path` and return what the manifest should tell of how. Raises whatever a converter raises.
 
     model: float32 pixels 0..255 [N, size, size, 3] -> probabilities; calibration: uint8 [M, size, size, 3] training
-    images, read for int8 alone.
+    images, read for int8 alone; validation: uint8 [V, size, size, 3], by which tensorrt-int8 chooses among its
+    calibrations, the calibration images where there are none. A `tensorrt` file is the ONNX its engines are built from.
     """
+    notes: dict[str, Any] = {}
     match format, precision:
         case "onnx", "fp32":
             to_onnx(model, path)
@@ -36,8 +46,20 @@ def export(model: keras.Model, format: str, precision: str, calibration: np.ndar
                 quantize_onnx(exact, calibration, path)
         case "litert", ("fp32" | "fp16" | "int8"):
             to_litert(model, precision, calibration, path)
+        case "tensorrt", "fp32":
+            to_onnx(model, path)
+        case "tensorrt", "fp16":
+            to_onnx(model, path)
+            to_fp16(path, path)
+        case "tensorrt", "int8":
+            images = calibration if validation is None else validation
+            to_onnx(model, path)
+            with closing(OnnxSession(path)) as exact:
+                scores = run_in_chunks(exact, images, 64)
+            notes["quantization"] = asdict(to_int8(path, calibration, images, scores, path))
         case _:
             raise ValueError(f"no exporter for {format}-{precision}")
+    return notes
 
 
 def with_pixels_in(model: keras.Model) -> keras.Model:
@@ -84,17 +106,6 @@ def to_onnx(model: keras.Model, path: Path) -> None:
     onnx.save(proto, path)
 
 
-class _Reader(CalibrationDataReader):
-    """Feeds calibration images to ONNX Runtime, 32 at a time."""
-
-    def __init__(self, images: np.ndarray):
-        self._batches = iter([images[i:i + 32] for i in range(0, len(images), 32)])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {"images": batch}
-
-
 def quantize_onnx(exact: Path, calibration: np.ndarray, path: Path) -> None:
     """Static int8 as Q/DQ: uint8 activations, int8 weights per channel, ranges from the calibration images' extremes.
 
@@ -105,7 +116,7 @@ def quantize_onnx(exact: Path, calibration: np.ndarray, path: Path) -> None:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(exact, prepared, skip_symbolic_shape=True)
         quantize_static(
-            prepared, path, _Reader(calibration), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
+            prepared, path, Reader(calibration), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=INT8_OPERATORS)
 
 

@@ -27,10 +27,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A Variant that passed: images/s at the batch size that ranks, and validation accuracy 0..1."""
+    """A Variant that passed: images/s at the batch size that ranks, validation accuracy 0..1, and its size in bytes."""
 
     rate: float
     accuracy: float
+    bytes: int = 0
 
 
 def paired_interval(b: int, c: int, n: int) -> tuple[float, float]:
@@ -94,12 +95,27 @@ def smallest_split(budget: float) -> int | None:
 
 
 def choose(candidates: Mapping[str, Candidate]) -> str | None:
-    """The fastest that passed; among those within 5 % of it the most accurate, then the faster; None of none."""
-    if not candidates:
+    """The fastest that passed; among those within 5 % of it the most accurate, then the faster; None of none.
+
+    A tensorrt-int8 that `gains_nothing` over the fp16 engine is left out.
+    """
+    field = {name: c for name, c in candidates.items() if not gains_nothing(name, candidates)}
+    if not field:
         return None
-    fastest = max(c.rate for c in candidates.values())
-    near = [name for name, c in candidates.items() if c.rate >= (1 - NEAR) * fastest]
-    return max(near, key=lambda name: (candidates[name].accuracy, candidates[name].rate, name))
+    fastest = max(c.rate for c in field.values())
+    near = [name for name, c in field.items() if c.rate >= (1 - NEAR) * fastest]
+    return max(near, key=lambda name: (field[name].accuracy, field[name].rate, name))
+
+
+def gains_nothing(name: str, candidates: Mapping[str, Candidate]) -> bool:
+    """Whether this is the int8 engine, and the fp16 one passed and is as fast (within 5 %) and no larger, or faster."""
+    half = candidates.get("tensorrt-fp16")
+    if name != "tensorrt-int8" or half is None:
+        return False
+    mine = candidates[name]
+    faster = mine.rate * (1 - NEAR) > half.rate
+    as_fast = mine.rate >= (1 - NEAR) * half.rate
+    return not (faster or (as_fast and mine.bytes < half.bytes))
 
 
 def explain(verdicts: Mapping[str, Verdict], candidates: Mapping[str, Candidate], winner: str | None,
@@ -111,11 +127,15 @@ def explain(verdicts: Mapping[str, Verdict], candidates: Mapping[str, Candidate]
 
 def _why(name: str, candidates: Mapping[str, Candidate], winner: str, batch: int) -> str:
     mine, best = candidates[name], candidates[winner]
-    fastest = max(c.rate for c in candidates.values())
+    fastest = max(c.rate for other, c in candidates.items() if not gains_nothing(other, candidates))
     if name == winner:
         rank = "the fastest" if mine.rate == fastest else "within 5 % of the fastest and the most accurate of those"
         return f"won: passes the gate and is {rank} at batch {batch}, with {mine.rate:,.0f} images/s"
     rates = f"{mine.rate:,.0f} images/s at batch {batch} against {best.rate:,.0f} of {winner}"
+    if gains_nothing(name, candidates):
+        half = candidates["tensorrt-fp16"]
+        return (f"passes, but is neither faster than tensorrt-fp16 nor as fast and smaller: {mine.rate:,.0f} images/s "
+                f"at batch {batch} and {mine.bytes:,} bytes against {half.rate:,.0f} and {half.bytes:,}")
     if mine.rate < (1 - NEAR) * fastest:
         return f"passes, but is slower: {rates}"
     if mine.accuracy < best.accuracy:

@@ -31,7 +31,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0; }
 """
 VERDICTS = {"reference": "reference", "winner": "won", "passes": "passes", "refused": "refused", "failed": "not built"}
-HEADINGS = ("Variant", "Gate", "Accuracy %", "Loss, points (95 %)", "As Keras %", "p50 ms", "p99 ms")
+HEADINGS = ("Variant", "Gate", "On", "Accuracy %", "Loss, points (95 %)", "As Keras %", "p50 ms", "p99 ms")
 
 
 def render(card: dict[str, Any]) -> str:
@@ -71,7 +71,8 @@ def _table_row(row: dict[str, Any], batches: list[str]) -> str:
         return f'<tr class="{kind}">{"".join(cells)}<td colspan="{len(HEADINGS) + len(batches) - 1}"></td></tr>'
     gate = row.get("gate")
     loss = f"{gate['loss']:.2f} ({gate['low']:.2f} to {gate['high']:.2f})" if gate else ""
-    numbers = [f"{100 * row['accuracy']:.2f}", loss, f"{100 * row['against_keras']['agreement']:.2f}" if gate else "",
+    near = f"{100 * row['against_keras']['agreement']:.2f}" if gate else ""
+    numbers = [escape(row["device"]), f"{100 * row['accuracy']:.2f}", loss, near,
                f"{row['latency_ms']['p50']:.2f}", f"{row['latency_ms']['p99']:.2f}",
                *(f"{row['images_per_s'][b]:,.0f}" for b in batches), f"{row['bytes'] / 1024:,.0f}"]
     return f'<tr class="{kind}">{"".join(cells)}{"".join(f"<td>{n}</td>" for n in numbers)}</tr>'
@@ -99,12 +100,16 @@ def _facts(card: dict[str, Any]) -> list[tuple[str, str]]:
     versions = ", ".join(f"{tool} {number}" for tool, number in card["versions"].items())
     return [("When", card["created_at"]), ("Model", card["model"]), ("Dataset", card["dataset"]),
             ("Input", f"{card['size']} x {card['size']} RGB, {card['classes']} classes"),
-            ("Device", f"{card['device']}: {card['cpu']}, {card['threads']} thread(s)"),
+            ("Device", f"{_gpu(card['gpu'])}{card['cpu']}, {card['threads']} thread(s)"),
             ("Gate", f"{gate['validation_images']:,} validation images, paired per image; {gate['method']}; "
                      f"budget {gate['budget']:g} points"),
             ("Choice", f"fastest at batch {gate['rank_batch']}; within {100 * gate['near']:g} % the more accurate"),
             ("Timing", f"sessions in turns, medians; p99 of {min(_calls(card))} calls or more at batch 1"),
             ("Versions", versions)]
+
+
+def _gpu(gpu: dict[str, Any] | None) -> str:
+    return f"{gpu['name']}, driver {gpu['driver']}, compute capability {gpu['capability']}; " if gpu else ""
 
 
 def _calls(card: dict[str, Any]) -> list[int]:

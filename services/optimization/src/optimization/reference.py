@@ -25,6 +25,8 @@ def use_cpu(threads: int) -> None:
 class KerasReference:
     """A loaded model.keras as a Session, compiled into one graph."""
 
+    device = "cpu"
+
     def __init__(self, path: Path, size: int):
         """Raises Damaged when the file can't be loaded as a float32 model of [size, size, 3] images."""
         try:

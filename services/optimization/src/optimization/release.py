@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from optimization.build import Source, build
+from optimization.build import PROFILE, Source, build
 from optimization.card import REFERENCE, Row, accuracy, figures, make_card, new_row, summary, write_card
 from optimization.export import CALIBRATION_IMAGES, stratified
 from optimization.gate import Candidate, choose, explain, judge
@@ -20,7 +20,10 @@ from shared.datasets import Dataset
 from shared.errors import Conflict, Damaged, Refused
 from shared.jobs import OptimizeJob
 from shared.runtimes import Session, compare_golden, open_session, run_in_chunks
+from shared.runtimes.plan import Unfit
 from shared.settings import threads
+
+CHOOSING_IMAGES = 1024  # validation images by which tensorrt-int8 chooses among its calibrations
 
 
 def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
@@ -63,7 +66,8 @@ def open_all(job: OptimizeJob, ctx: Attempt, manifest: Manifest, dataset: Datase
     """
     reference = KerasReference(ctx.root / "models" / job.model_id / "model.keras", manifest["spec"]["size"])
     source = open_source(job, ctx, manifest, dataset, reference)
-    rows = {REFERENCE: new_row(REFERENCE, "measured", bytes=manifest["files"]["model.keras"]["size"])}
+    rows = {REFERENCE: new_row(REFERENCE, "measured", device=reference.device,
+                               bytes=manifest["files"]["model.keras"]["size"])}
     sessions: dict[str, Session] = {REFERENCE: stack.enter_context(closing(reference))}
     for done, variant in enumerate(job.variants):
         ctx.report("export", done, len(job.variants), variant=variant)
@@ -71,12 +75,14 @@ def open_all(job: OptimizeJob, ctx: Attempt, manifest: Manifest, dataset: Datase
         if done:
             faults.point("mid-export")
         try:
-            build(ctx.root, ctx.job_id, source, variant)
+            if variant.startswith("tensorrt-") and ctx.settings.device != "gpu":
+                raise Unfit("not built: TensorRT needs a GPU, and this ran with DEVICE=cpu")
+            build(ctx.root, ctx.job_id, source, variant, PROFILE, building(ctx, variant))
             session, found = open_session(ctx.root, job.model_id, variant, threads(ctx.settings))
-        except Damaged as e:
+        except (Damaged, Unfit) as e:
             rows[variant] = new_row(variant, "failed", winner=False, why=str(e))
         else:
-            rows[variant] = new_row(variant, "measured", **found["measured"])
+            rows[variant] = new_row(variant, "measured", device=session.device, **found["measured"])
             sessions[variant] = stack.enter_context(closing(session))
     ctx.report("export", len(job.variants), len(job.variants))
     return rows, sessions
@@ -89,7 +95,17 @@ def open_source(job: OptimizeJob, ctx: Attempt, manifest: Manifest, dataset: Dat
         images, expected = golden["images"], golden["probabilities"]
     compare_golden(expected, run_in_chunks(reference, images), "fp32", f"model {job.model_id}")
     sample = stratified(np.asarray(dataset.labels("train")), CALIBRATION_IMAGES, job.seed)
-    return Source(job.model_id, manifest, reference.model, images, expected, dataset.images("train")[sample])
+    chosen = stratified(np.asarray(dataset.labels("validation")), CHOOSING_IMAGES, job.seed)
+    return Source(job.model_id, manifest, reference.model, images, expected, dataset.images("train")[sample],
+                  dataset.images("validation")[chosen])
+
+
+def building(ctx: Attempt, variant: str) -> Callable[[str, int, int], None]:
+    """While an engine is built: show the phase, and leave if asked to."""
+    def progress(phase: str, step: int, of: int) -> None:
+        ctx.report("build engine", step, of, variant=variant, phase=phase)
+        ctx.check()
+    return progress
 
 
 def telling(ctx: Attempt) -> Callable[[int, int], None]:
@@ -104,7 +120,8 @@ def decide(job: OptimizeJob, rows: dict[str, Row], scores: dict[str, np.ndarray]
     """Write the gate's verdict on each Variant, and the reason, into its row; returns the winner."""
     reference = scores[REFERENCE]
     verdicts = {name: judge(reference, scores[name], labels, job.budget) for name in scores if name != REFERENCE}
-    candidates = {name: Candidate(rows[name]["images_per_s"][str(job.rank_batch)], rows[name]["accuracy"])
+    candidates = {name: Candidate(rows[name]["images_per_s"][str(job.rank_batch)], rows[name]["accuracy"],
+                                  rows[name]["bytes"])
                   for name, verdict in verdicts.items() if verdict.passes}
     winner = choose(candidates)
     for name, why in explain(verdicts, candidates, winner, job.rank_batch).items():

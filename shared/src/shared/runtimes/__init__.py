@@ -6,10 +6,12 @@ from typing import Protocol
 
 import numpy as np
 
-from shared.artifacts import Manifest, open_artifact
+from shared.artifacts import Manifest, open_artifact, sha256
 from shared.errors import Damaged
 
-FILES = {"onnx": "model.onnx", "litert": "model.tflite", "tensorrt": "model.plan"}
+# A TensorRT Variant is the ONNX file its engines are built from; the engines of each kind of GPU are in ENGINES.
+FILES = {"onnx": "model.onnx", "litert": "model.tflite", "tensorrt": "model.onnx"}
+ENGINES = "engines"
 # Largest difference of a probability from the recorded one at load, per precision; int8 also needs 99 % equal argmax.
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
 
@@ -32,10 +34,11 @@ def open_session(root: Path, model_id: str, variant: str, threads: int = 1) -> t
     Raises:
         NotFound: it is not published.
         Damaged: its bytes, or its answers to the golden batch, are not those that were published.
+        Unfit: a TensorRT Variant has no engine for this host.
     """
     target = f"variants/{model_id}/{variant}"
     manifest = open_artifact(root, target)
-    session = load(root / target, manifest["format"], threads)
+    session = load(root / target, manifest["format"], threads, root / ENGINES)
     try:
         check_golden(root / target, manifest["precision"], session)
     except BaseException:
@@ -44,7 +47,7 @@ def open_session(root: Path, model_id: str, variant: str, threads: int = 1) -> t
     return session, manifest
 
 
-def load(folder: Path, format: str, threads: int = 1) -> Session:
+def load(folder: Path, format: str, threads: int = 1, engines: Path = Path(ENGINES)) -> Session:
     """The Session of a Variant's file in `folder`; the one place that picks a runtime."""
     match format:
         case "onnx":
@@ -55,6 +58,14 @@ def load(folder: Path, format: str, threads: int = 1) -> Session:
             from shared.runtimes.litert import LiteRTSession
 
             return LiteRTSession(folder / FILES["litert"], threads)
+        case "tensorrt":
+            from shared.runtimes.plan import here, path_of
+
+            onnx = folder / FILES["tensorrt"]
+            plan = path_of(engines, onnx, here())
+            from shared.runtimes.tensorrt import TensorRTSession
+
+            return TensorRTSession(plan, sha256(onnx))
         case _:
             raise Damaged(f"variant format {format!r} is unknown: expected one of {', '.join(FILES)}")
 

@@ -1,0 +1,143 @@
+"""CUDA's runtime through cuda-bindings, as much as a Session needs: streams, memory, copies, graphs, events.
+
+Importing it needs cuda-bindings and no GPU. Everything is on device 0, which a GPU lease chooses by
+CUDA_VISIBLE_DEVICES. What an object holds is freed when nothing refers to it any more, most of it by `close()` too.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+try:
+    from cuda.bindings import runtime as rt
+except ImportError:  # cuda-python before 12.8
+    from cuda import cudart as rt
+
+from shared.errors import LannerError
+
+
+class CudaError(LannerError):
+    """A call of the CUDA runtime failed: its name, CUDA's own name for the error, and what CUDA says of it."""
+
+    code = "cuda"
+
+
+def call(function: Any, *args: Any) -> Any:
+    """The result of a runtime function: None, one value, or a tuple. Raises CudaError."""
+    error, *values = function(*args)
+    if error != rt.cudaError_t.cudaSuccess:
+        text = rt.cudaGetErrorString(error)[1]
+        said = text.decode() if isinstance(text, bytes) else str(text)
+        raise CudaError(f"{function.__name__} failed with {error.name}: {said}")
+    return values[0] if len(values) == 1 else tuple(values) or None
+
+
+def _free(function: Any, handle: Any) -> None:
+    """For finalizers: at interpreter exit the driver may be gone, and then there is nothing to free."""
+    function(handle)
+
+
+class Memory:
+    """`size` bytes on the device at `pointer`."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.pointer = int(call(rt.cudaMalloc, max(size, 1)))
+        self.close = weakref.finalize(self, _free, rt.cudaFree, self.pointer)
+
+
+class Pinned:
+    """Page-locked host memory: copies to and from it run beside everything else. `array` keeps it alive."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: type[np.generic]):
+        size = max(int(np.prod(shape)) * np.dtype(dtype).itemsize, 1)
+        self.pointer = int(call(rt.cudaHostAlloc, size, rt.cudaHostAllocDefault))
+        self.__array_interface__ = {"version": 3, "data": (self.pointer, False), "shape": shape,
+                                    "typestr": np.dtype(dtype).str}
+        weakref.finalize(self, _free, rt.cudaFreeHost, self.pointer)
+
+    @property
+    def array(self) -> np.ndarray:
+        return np.asarray(self)
+
+
+class Event:
+    """A mark in a Stream that others wait for."""
+
+    def __init__(self) -> None:
+        self.handle = call(rt.cudaEventCreateWithFlags, rt.cudaEventDisableTiming)
+        self.close = weakref.finalize(self, _free, rt.cudaEventDestroy, self.handle)
+
+    def record(self, stream: "Stream") -> None:
+        call(rt.cudaEventRecord, self.handle, stream.handle)
+
+    def wait(self) -> None:
+        call(rt.cudaEventSynchronize, self.handle)
+
+
+class Stream:
+    """Work in order. It does not wait for the default stream."""
+
+    def __init__(self) -> None:
+        self.handle = call(rt.cudaStreamCreateWithFlags, rt.cudaStreamNonBlocking)
+        self.number = int(self.handle)
+        self.close = weakref.finalize(self, _free, rt.cudaStreamDestroy, self.handle)
+
+    def upload(self, device: int, host: int, size: int) -> None:
+        """Copy `size` bytes from host to device, both addresses; returns at once if the host memory is pinned."""
+        call(rt.cudaMemcpyAsync, device, host, size, rt.cudaMemcpyKind.cudaMemcpyHostToDevice, self.handle)
+
+    def download(self, host: int, device: int, size: int) -> None:
+        """Copy `size` bytes from device to host, both addresses; returns at once if the host memory is pinned."""
+        call(rt.cudaMemcpyAsync, host, device, size, rt.cudaMemcpyKind.cudaMemcpyDeviceToHost, self.handle)
+
+    def launch(self, graph: "Graph") -> None:
+        call(rt.cudaGraphLaunch, graph.handle, self.handle)
+
+    def wait_for(self, event: Event) -> None:
+        """What comes later in this stream starts after the event."""
+        call(rt.cudaStreamWaitEvent, self.handle, event.handle, 0)
+
+    def wait(self) -> None:
+        call(rt.cudaStreamSynchronize, self.handle)
+
+
+class Graph:
+    """What a Stream was given while it was captured, launched again as one."""
+
+    def __init__(self, captured: Any):
+        self.handle = call(rt.cudaGraphInstantiate, captured, 0)
+        self.close = weakref.finalize(self, _free, rt.cudaGraphExecDestroy, self.handle)
+
+
+@contextmanager
+def capture(stream: Stream) -> Iterator[list[Graph]]:
+    """Record what the body gives to the stream instead of running it; the list holds the Graph afterwards."""
+    graphs: list[Graph] = []
+    call(rt.cudaStreamBeginCapture, stream.handle, rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+    try:
+        yield graphs
+    except BaseException:
+        rt.cudaStreamEndCapture(stream.handle)
+        raise
+    captured = call(rt.cudaStreamEndCapture, stream.handle)
+    try:
+        graphs.append(Graph(captured))
+    finally:
+        call(rt.cudaGraphDestroy, captured)
+
+
+def is_pinned(pointer: int) -> bool:
+    """Whether a host address is page-locked, so that the device can read it directly."""
+    error, attributes = rt.cudaPointerGetAttributes(pointer)
+    return bool(error == rt.cudaError_t.cudaSuccess and attributes.type == rt.cudaMemoryType.cudaMemoryTypeHost)
+
+
+def device_name() -> tuple[str, str]:
+    """Name and compute capability of device 0, "NVIDIA H100 80GB HBM3" and "9.0" say."""
+    properties = call(rt.cudaGetDeviceProperties, 0)
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    return name.rstrip("\0"), f"{properties.major}.{properties.minor}"
