@@ -1,8 +1,10 @@
 """The pipeline through real workers and a real Redis on a GPU host, each part timed; a table last, JSON beside it.
 
-    ./run bench gpu --data FOLDER                        every worker with this Python
+    ./run bench gpu --data FOLDER --optimize             every worker with this Python; the JSON is gpu.json, or --out
+    ./run bench gpu --data FOLDER --docs                 and docs/hardware.md and docs/benchmarks/gpu.md are written
+    ./run bench gpu --docs-from gpu.json                 those alone, from the JSON of a run elsewhere
     ./run bench gpu --data FOLDER --shell training=". env/activate"     a worker in a shell that this prepares
-    ./run bench gpu --data FOLDER --device cpu --epochs 1 --limit 200   a dry run
+    ./run bench gpu --data FOLDER --device cpu --epochs 1               a dry run
 
 It prepares the folder on the GPU and on the CPU and compares the bytes, trains each recipe, and exports the last one.
 """
@@ -10,7 +12,6 @@ It prepares the folder on the GPU and on the CPU and compares the bytes, trains 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from hardware import LIST_VERSIONS, pipeline, versions_of, write_docs
 from redis import Redis, RedisError
 
 from shared import gpu
@@ -33,27 +35,43 @@ PORT = 6399
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder of images, one folder a class")
+    parser.add_argument("--data", type=Path, help="a folder of images, one folder a class")
     parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
     parser.add_argument("--redis", default="redis-server", help="the server's program")
     parser.add_argument("--shell", action="append", default=[], metavar="SERVICE=COMMANDS")
     parser.add_argument("--recipes", default="seed-cnn,small")
-    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=0, help="of each recipe; 0 for its own number")
     parser.add_argument("--optimize", action="store_true", help="export and measure the last model too")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--docs", action="store_true", help="write the documents after the run")
+    parser.add_argument("--docs-from", type=Path, metavar="JSON", help="write the documents from an earlier run's JSON")
     args = parser.parse_args()
+    if args.docs_from:
+        write_docs(run=args.docs_from)
+        return
+    if not args.data:
+        parser.error("--data or --docs-from is needed")
     shells = dict(s.split("=", 1) for s in args.shell)
+    result = {"date": time.strftime("%Y-%m-%d"), "command": command(args), "cores": len(os.sched_getaffinity(0)),
+              "gpus": [vars(g) for g in gpu.find()] if args.device == "gpu" else [], "versions": {}, "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args, shells)
-        rows = list(bench.run())
-    cards = [vars(g) for g in gpu.find()]
-    result = {"date": time.strftime("%Y-%m-%d"), "gpus": cards, "python": platform.python_version(),
-              "command": sys.argv, "rows": rows}
-    args.out.write_text(json.dumps(result, indent=1))
-    print(f"\n{'part':34} {'seconds':>8}  what")
-    for row in rows:
-        print(f"{row['part']:34} {row['seconds']:8.1f}  {row['what']}")
-    sys.exit(any(row["failed"] for row in rows))
+        for row in bench.run():  # written after each part: one that ends the run leaves those before it
+            result["versions"] = bench.versions
+            result["rows"].append(row)
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print("\n" + pipeline(result), flush=True)
+    if args.docs:
+        write_docs(run=args.out)
+    sys.exit(any(row["failed"] for row in result["rows"]))
+
+
+def command(args: argparse.Namespace) -> str:
+    """What to type to run this again, on whatever folder and with whatever Pythons."""
+    said = ["./run bench gpu --data FOLDER", *(f"--shell {s.partition('=')[0]}=COMMANDS" for s in args.shell),
+            f"--recipes {args.recipes}", *([f"--epochs {args.epochs}"] if args.epochs else []),
+            *([f"--device {args.device}"] if args.device != "gpu" else []), *(["--optimize"] if args.optimize else [])]
+    return " ".join(said)
 
 
 class Bench:
@@ -61,6 +79,7 @@ class Bench:
 
     def __init__(self, folder: Path, args: argparse.Namespace, shells: dict[str, str]):
         self.folder, self.args, self.shells = folder, args, shells
+        self.versions: dict[str, dict[str, str]] = {}  # service -> package -> version
         self.root = folder / "artifacts"
         self.root.mkdir()
         self.ledger = Ledger(self.root, Redis(port=PORT))
@@ -106,9 +125,12 @@ class Bench:
     def worker(self, service: str, device: str) -> Iterator[None]:
         settings = {"ARTIFACTS": str(self.root), "IMPORTS": str(self.args.data.parent.resolve()), "DEVICE": device,
                     "REDIS_URL": f"redis://127.0.0.1:{PORT}/0", "TF_CPP_MIN_LOG_LEVEL": "2"}
-        prepare = self.shells.get(service, "true")
-        python = "python3" if service in self.shells else sys.executable
-        process = subprocess.Popen(["bash", "-c", f"{prepare}; exec {python} -m shared.worker {service}"],
+        start = f"{self.shells.get(service, 'true')}; exec {'python3' if service in self.shells else sys.executable}"
+        if service not in self.versions:
+            listed = subprocess.run(["bash", "-c", f'{start} -c "$0"', LIST_VERSIONS], check=True, capture_output=True,
+                                    text=True).stdout
+            self.versions[service] = versions_of(service, json.loads(listed.splitlines()[-1]))
+        process = subprocess.Popen(["bash", "-c", f"{start} -m shared.worker {service}"],
                                    env={**os.environ, **settings})
         self.process = process
         try:
@@ -149,7 +171,8 @@ class Bench:
     def describe(self, job: Job) -> str:
         match job:
             case PreprocessJob():
-                return f"{open_artifact(self.root, job.target, hashes=False)['summary']['images']}"
+                images = open_artifact(self.root, job.target, hashes=False)["summary"]["images"]
+                return ", ".join(f"{split} {count:,}" for split, count in images.items()) + " images"
             case TrainJob():
                 epochs = read_json(self.root / job.target / "history.json")
                 each = sorted(e["seconds"] for e in epochs[1:]) or [epochs[0]["seconds"]]
