@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import signal
+from functools import partial
 
 from flask import Flask, Response, request
 
@@ -10,6 +11,7 @@ from inference import catalogue, errors, events, examples, health, jobs, openapi
 from inference.body import Intake
 from inference.closing import notice_signals
 from inference.context import Api, api
+from inference.healing import queue_rebuild
 from inference.loaded import LoadedModels
 from inference.metrics import Jobs, Meters
 from inference.patience import impatient
@@ -29,7 +31,8 @@ def create_app(settings: Settings) -> Flask:
     redis = impatient(settings)
     ledger = Ledger(settings.artifacts, redis)
     meters.registry.register(Jobs(ledger))
-    loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s)
+    rebuild = partial(queue_rebuild, ledger) if settings.device == "gpu" else None
+    loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s, rebuild)
     intake = Intake(memory=8 * settings.request_limit_mib << 20)
     app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake)
     errors.register(app)

@@ -3,28 +3,38 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from redis import RedisError
 
 from inference.memory import Loaded, Memory
 from inference.metrics import Meters
 from shared import artifacts
 from shared.errors import Damaged, LannerError, NotFound, Refused, Unavailable
+from shared.runtimes.plan import Unfit
 
 log = logging.getLogger("lanner.loaded")
 RETRY_S, RETRY_MOST_S = 10.0, 600.0  # a refused Variant is tried again after these, doubling
 FIRST_LOAD_S = 5.0  # that a request waits for the first Variant of an alias
+STAND_IN = "onnx-fp32"  # answers for a TensorRT Variant of the same Model that can't be loaded
 Place = tuple[str, str]  # Name, alias
+Rebuild = Callable[[str, str, str], str]  # (Name, model id, alias) -> the id of the job that builds engines anew
 
 
 @dataclass(frozen=True)
 class Served:
-    """An alias as it was read, or an explicit version, with the Variant in memory."""
+    """An alias as it was read, or an explicit version, with the Variant in memory.
+
+    instead_of: the Variant that the alias names, where the Model's ONNX answers for it.
+    """
 
     version: int
     loaded: Loaded
     record: dict[str, Any]
+    instead_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,11 +48,13 @@ class Refusal:
 class LoadedModels:
     """Safe to share among threads. Requests read without a lock; a move swaps one reference."""
 
-    def __init__(self, root: Path, meters: Meters, threads: int, refresh_s: float):
-        self._root, self._refresh_s = root, refresh_s
+    def __init__(self, root: Path, meters: Meters, threads: int, refresh_s: float, rebuild: Rebuild | None = None):
+        """rebuild: queues the job that builds a TensorRT engine anew, where there is a GPU to build it on."""
+        self._root, self._refresh_s, self._rebuild = root, refresh_s, rebuild
         self._memory = Memory(root, meters, threads)
         self._aliases: dict[Place, Served] = {}  # replaced whole, never changed
         self._refused: dict[Place, Refusal] = {}  # likewise; both by the watcher alone
+        self._rebuilds: dict[Place, tuple[dict[str, Any], str]] = {}  # alias as it was read, job; one a record
         self._wake, self._stop = threading.Event(), threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="alias watcher", daemon=True)
         self._watcher.start()
@@ -77,10 +89,12 @@ class LoadedModels:
     def state(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(serving, refused): what /readyz lists."""
         serving = [{"name": name, "alias": alias, "version": s.version, "model_id": s.loaded.model,
-                    "variant": s.loaded.variant, "digest": s.loaded.digest, "device": s.loaded.device}
+                    "variant": s.loaded.variant, "digest": s.loaded.digest, "device": s.loaded.device,
+                    **({"instead_of": s.instead_of} if s.instead_of else {})}
                    for (name, alias), s in sorted(self._aliases.items())]
         refused = [{"name": name, "alias": alias, "version": r.record.get("version"),
-                    "variant": r.record.get("variant"), "reason": r.reason}
+                    "variant": r.record.get("variant"), "reason": r.reason,
+                    **({"rebuild": self._rebuilds[name, alias][1]} if (name, alias) in self._rebuilds else {})}
                    for (name, alias), r in sorted(self._refused.items())]
         return serving, refused
 
@@ -119,24 +133,53 @@ class LoadedModels:
 
     def _is_news(self, place: Place, record: dict[str, Any]) -> bool:
         pointed, refusal = self._aliases.get(place), self._refused.get(place)
-        if pointed and pointed.record == record:
+        if pointed and pointed.record == record and not pointed.instead_of:
             return False
         return not (refusal and refusal.record == record and time.monotonic() < refusal.retry_at)
 
     def _follow(self, place: Place, record: dict[str, Any]) -> None:
         try:
-            with self._memory.loading:
-                loaded = self._memory.get((record["model"], record["variant"]))
-                if loaded.digest != record["manifest_sha256"]:
-                    raise Damaged(f"{record['variant']} of {record['model']} has manifest {loaded.digest}, "
-                                  f"the alias was given to {record['manifest_sha256']}")
-                self._aliases = {**self._aliases, place: Served(record["version"], loaded, record)}
-                self._memory.pin((s.loaded.model, s.loaded.variant) for s in self._aliases.values())
+            self._swap(place, record, record["variant"])
         except Exception as e:  # the boundary: whatever is wrong with the new one, the old one goes on
             self._refuse(place, record, e)
+            if record["variant"].startswith("tensorrt-"):
+                self._stand_in(place, record, e)
             return
         self._refused = {other: r for other, r in self._refused.items() if other != place}
+        self._rebuilds = {other: r for other, r in self._rebuilds.items() if other != place}
+
+    def _swap(self, place: Place, record: dict[str, Any], variant: str) -> None:
+        """Load a Variant of the alias's Model and let it answer from now on."""
+        with self._memory.loading:
+            loaded = self._memory.get((record["model"], variant))
+            named = variant == record["variant"]
+            if named and loaded.digest != record["manifest_sha256"]:
+                raise Damaged(f"{record['variant']} of {record['model']} has manifest {loaded.digest}, "
+                              f"the alias was given to {record['manifest_sha256']}")
+            served = Served(record["version"], loaded, record, "" if named else record["variant"])
+            self._aliases = {**self._aliases, place: served}
+            self._memory.pin((s.loaded.model, s.loaded.variant) for s in self._aliases.values())
         log.info("%s@%s is version %s, %s on %s", *place, record["version"], loaded.variant, loaded.device)
+
+    def _stand_in(self, place: Place, record: dict[str, Any], error: Exception) -> None:
+        """Let the ONNX Variant of the same Model answer, and have the engine built anew, once for each record."""
+        pointed = self._aliases.get(place)
+        if not (pointed and pointed.record == record):
+            try:
+                self._swap(place, record, STAND_IN)
+            except Exception as e:  # the boundary: then what served before goes on
+                log.error("%s@%s: %s can't stand in for %s: %s", *place, STAND_IN, record["variant"], e)
+        asked = place in self._rebuilds and self._rebuilds[place][0] == record
+        mendable = isinstance(error, (Unfit, Damaged)) and error.code not in ("no_tensorrt", "no_gpu")
+        if self._rebuild is None or asked or not mendable:
+            return
+        try:
+            job = self._rebuild(place[0], record["model"], place[1])
+        except (LannerError, RedisError) as e:  # the next try asks again
+            log.error("%s@%s: the engine's rebuild can't be queued: %s", *place, e)
+            return
+        self._rebuilds = {**self._rebuilds, place: (record, job)}
+        log.info("%s@%s: %s is built anew by job %s", *place, record["variant"], job)
 
     def _refuse(self, place: Place, record: dict[str, Any], error: Exception) -> None:
         reason = str(error) if isinstance(error, LannerError) else f"{type(error).__name__}: {error}"
@@ -145,7 +188,7 @@ class LoadedModels:
         pause = min(RETRY_S * 2 ** (tries - 1), RETRY_MOST_S)
         self._refused = {**self._refused, place: Refusal(record, reason, tries, time.monotonic() + pause)}
         if tries == 1:
-            log.error("%s@%s is refused, what served before goes on: %s", *place, reason)
+            log.error("%s@%s is refused: %s", *place, reason)
 
     def _first_load(self, name: str, alias: str) -> Served:
         """Wait for an alias that points to a Variant for the first time: its pipeline may have ended just now."""
