@@ -1,7 +1,7 @@
 """TensorRT on a GPU host: engines built cold and again, their answers, and the runner against a loop over TensorRT.
 
-    python benchmarks/tensorrt_gpu.py [--network small|seed-cnn|cifarnet] [--precisions fp32,fp16,int8] [--out x.json]
-    python benchmarks/tensorrt_gpu.py --dry-run            no GPU: train, export, calibrate, compare the ONNX files
+    ./run bench tensorrt_gpu [--network small|seed-cnn|cifarnet] [--precisions fp32,fp16,int8] [--out x.json]
+    ./run bench tensorrt_gpu --dry-run            no GPU: train, export, calibrate, compare the ONNX files
 
 The network is trained for a moment on coloured noise. `cold` builds an engine with an empty timing cache, `again`
 builds that of another training of the same network with the cache that the first left. `as Keras` is the engine's share
@@ -18,12 +18,14 @@ import argparse
 import importlib.util
 import json
 import os
+import platform
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +35,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 
-from optimization.build import PROFILE, agreement
+from optimization.build import PROFILE, agreement, tools
 from optimization.export import export
 from optimization.reference import use_cpu
 from shared import gpu
@@ -60,12 +62,14 @@ def main() -> None:
     args = parser.parse_args()
     use_cpu(len(os.sched_getaffinity(0)))
     result: dict[str, Any] = {"command": sys.argv, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                              "gpus": [asdict(g) for g in gpu.find()], "network": args.network, "rows": []}
+                              "gpus": [asdict(g) for g in gpu.find()], "cores": len(os.sched_getaffinity(0)),
+                              "network": args.network, "rounds": args.rounds, "rows": []}
     if not args.dry_run:
         from shared.runtimes.plan import here
 
         result["host"] = asdict(here())
-        print(json.dumps(result["host"]), flush=True)
+    result["versions"] = {"python": platform.python_version(), **tools(), **bindings()}
+    print(json.dumps({key: result[key] for key in ("gpus", "cores", "versions")}), flush=True)
     images, labels = coloured(4096, 0)
     first, second = (trained(args.network, images, labels, seed, args.steps) for seed in (0, 1))
     with tempfile.TemporaryDirectory() as temp:
@@ -80,6 +84,13 @@ def main() -> None:
             args.out.write_text(json.dumps(result, indent=1))
     show(result, args.dry_run)
     sys.exit(any("failed" in row or set(row.get("checks", {}).values()) - {"OK"} for row in result["rows"]))
+
+
+def bindings() -> dict[str, str]:
+    try:
+        return {"cuda-bindings": version("cuda-bindings")}
+    except PackageNotFoundError:
+        return {}
 
 
 def coloured(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
