@@ -67,17 +67,71 @@ def test_two_leases_take_two_gpus_and_a_third_waits(smi, root, monkeypatch):
     def give_up():
         raise GaveUp
 
-    with gpu.lease(root, give_up) as first:
+    with gpu.lease(root, give_up) as [first]:
         assert os.environ["CUDA_VISIBLE_DEVICES"] == first.uuid == "GPU-a"
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-        with gpu.lease(root, give_up) as second:
+        with gpu.lease(root, give_up) as [second]:
             assert second.uuid == "GPU-b"
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
             with pytest.raises(GaveUp), gpu.lease(root, give_up):
                 pass
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-        with gpu.lease(root, give_up) as third:
+        with gpu.lease(root, give_up) as [third]:
             assert third.uuid == "GPU-b"
+
+
+def hold(root, count):
+    """A process that takes `count` GPUs, says which, and gives them back when its input ends."""
+    code = (f"import os, sys; from pathlib import Path; from shared import gpu\n"
+            f"def waiting(): print('waiting', flush=True)\n"
+            f"with gpu.lease(Path({str(root)!r}), waiting, {count}):\n"
+            f"    print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()")
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def end(holder):
+    holder.stdin.close()
+    holder.wait()
+    rest = holder.stdout.read().split()
+    holder.stdout.close()
+    return rest
+
+
+def test_several_gpus_are_taken_at_once_or_not_at_all_and_nobody_is_passed_by(smi, root):
+    smi(A, B)
+    one = hold(root, 1)
+    assert one.stdout.readline() == "GPU-a\n"
+    both = hold(root, 2)
+    assert both.stdout.readline() == "waiting\n"
+    behind = hold(root, 1)
+    for _ in range(3):  # GPU-b is free all the while, and goes to neither
+        assert behind.stdout.readline() == "waiting\n"
+    end(one)
+    while (line := both.stdout.readline()) == "waiting\n":
+        pass
+    assert line == "GPU-a,GPU-b\n"
+    end(both)
+    assert end(behind)[-1].startswith("GPU-")
+
+
+def test_one_who_waits_in_front_and_is_killed_lets_the_next_by(smi, root):
+    smi(A)
+    holder = hold(root, 1)
+    assert holder.stdout.readline() == "GPU-a\n"
+    front = hold(root, 1)
+    assert front.stdout.readline() == "waiting\n"
+    next_one = hold(root, 1)
+    assert next_one.stdout.readline() == "waiting\n"
+    front.kill()
+    end(front)
+    end(holder)
+    assert end(next_one)[-1] == "GPU-a"
+
+
+def test_more_gpus_than_there_are_is_refused_with_the_remedy(smi, root):
+    smi(A, B)
+    with pytest.raises(Refused, match="set GPUS_PER_TRAINING to at most 2"), gpu.lease(root, lambda: None, 3):
+        pass
 
 
 def test_a_killed_holders_lease_is_free_again(smi, root):
@@ -92,7 +146,7 @@ def test_a_killed_holders_lease_is_free_again(smi, root):
         waited.append(time.monotonic())
         holder.kill()
 
-    with gpu.lease(root, waiting) as mine:
+    with gpu.lease(root, waiting) as [mine]:
         assert mine.uuid == "GPU-a"
     assert waited
     holder.wait()

@@ -1,63 +1,35 @@
-"""A Dataset that a small network learns in seconds, and attempts at training on it."""
+"""TensorFlow's threads for the tests of this room, and what `colours.py` makes."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np
 import pytest
 import tensorflow as tf
-from redis import Redis
 
-from shared.artifacts import publish, stage
 from shared.attempt import Attempt
-from shared.datasets import Spec
-from shared.jobs import TrainJob
-from shared.ledger import Ledger
-from shared.settings import Settings
 
-THREADS = 2
+_spec = importlib.util.spec_from_file_location("colours", Path(__file__).with_name("colours.py"))
+assert _spec is not None
+assert _spec.loader is not None
+colours = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(colours)
+
 # Before any test of this process makes TensorFlow start: it can't be told afterwards.
-tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+tf.config.threading.set_intra_op_parallelism_threads(colours.THREADS)
 tf.config.threading.set_inter_op_parallelism_threads(1)
-NOBODY = "redis://127.0.0.1:1/0"  # a closed port: the live view is lost, the record is not
-COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
 
 
 @pytest.fixture(scope="session")
 def write_dataset() -> Callable[..., str]:
-    return _write_dataset
-
-
-def _write_dataset(root: Path, images: int = 300, size: int = 32, seed: int = 0) -> str:
-    """Publish a Dataset of three classes, each a colour under strong noise; a quarter of it is validation."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(images, dtype=np.int32) % 3
-    noise = rng.normal(0, 60, (images, size, size, 3))
-    pixels = np.clip(COLOURS[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
-    staging = stage(root, "test")
-    cut = images * 3 // 4
-    for split, part in (("train", slice(cut)), ("validation", slice(cut, None))):
-        np.save(staging / f"{split}.npy", pixels[part])
-        np.save(staging / f"{split}.labels.npy", labels[part])
-    scaled = pixels[:cut] / 255
-    spec = Spec(size, ("red", "green", "blue"), tuple(scaled.mean((0, 1, 2))), tuple(scaled.std((0, 1, 2))))
-    dataset_id = f"d-{images}-{size}-{seed}"
-    publish(root, staging, f"datasets/{dataset_id}", {"spec": spec.to_json(), "summary": {}})
-    return dataset_id
+    made: Callable[..., str] = colours.write_dataset
+    return made
 
 
 @pytest.fixture(scope="session")
 def new_attempt() -> Callable[..., Attempt]:
-    return _new_attempt
-
-
-def _new_attempt(root: Path, job: TrainJob, job_id: str = "j-1", device: str = "cpu") -> Attempt:
-    """An attempt at a job, accepted at its first call, with a Redis that does not answer."""
-    ledger = Ledger(root, Redis.from_url(NOBODY))
-    ledger.accept(job_id, job)
-    ctx = Attempt(job_id, Settings(device=device, artifacts=root, redis_url=NOBODY, cpu_threads=THREADS), ledger)
-    ctx.work.mkdir(parents=True, exist_ok=True)
-    return ctx
+    made: Callable[..., Attempt] = colours.new_attempt
+    return made

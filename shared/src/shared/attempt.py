@@ -20,6 +20,7 @@ from rq.timeouts import JobTimeoutException
 from shared import faults, gpu
 from shared.artifacts import open_artifact
 from shared.errors import Damaged, LannerError, NotFound, Refused
+from shared.jobs import TrainJob
 from shared.ledger import TERMINAL, Ledger
 from shared.queue import connect, nudge
 from shared.settings import Settings, load
@@ -139,7 +140,8 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
         if result is None:
             ctx.work.mkdir(parents=True, exist_ok=True)
             if ctx.settings.device == "gpu":
-                with gpu.lease(ctx.root, ctx.wait_for_gpu):
+                count = ctx.settings.gpus_per_training if isinstance(job, TrainJob) else 1
+                with gpu.lease(ctx.root, ctx.wait_for_gpu, count):
                     result = body(job, ctx)
             else:
                 result = body(job, ctx)

@@ -1,4 +1,6 @@
-"""GPUs: what this host has, and a lease on one for each job. Imports no CUDA library: the driver's nvidia-smi is asked.
+"""GPUs: what this host has, and a lease on one or several for each job.
+
+Imports no CUDA library: the driver's nvidia-smi is asked.
 
 A lease is a flock on the shared volume: the kernel gives it back when its holder dies, and two containers that see the
 same GPUs see the same leases.
@@ -9,9 +11,10 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from shared.errors import Refused
 
@@ -69,33 +72,55 @@ def check() -> list[Gpu]:
 
 
 @contextmanager
-def lease(root: Path, waiting: Callable[[], None]) -> Iterator[Gpu]:
-    """Hold one GPU alone; until one is free, call `waiting` (which may raise) about twice a second.
+def lease(root: Path, waiting: Callable[[], None], count: int = 1) -> Iterator[list[Gpu]]:
+    """Hold `count` GPUs alone; until as many are free, call `waiting` (which may raise) about twice a second.
 
-    Sets CUDA_VISIBLE_DEVICES to it, so it must be taken before any CUDA library is imported.
+    All or none are taken, so no two jobs can wait for each other's. One at a time looks for GPUs, so a job that needs
+    many is not passed by forever; those behind it wait even where a GPU is free that would do for them.
+
+    Sets CUDA_VISIBLE_DEVICES to them, so it must be taken before any CUDA library is imported.
 
     Raises:
-        Refused: the host has no GPU.
+        Refused: the host has not that many GPUs.
     """
     gpus = find()
     if not gpus:
         raise Refused("this job needs a GPU and none is visible; set DEVICE=cpu, or give the container a GPU",
                       "gpu_missing")
+    if len(gpus) < count:
+        raise Refused(f"this job needs {count} GPUs and {len(gpus)} can be seen: set GPUS_PER_TRAINING to at most "
+                      f"{len(gpus)}, or give the container more", "gpu_missing")
     folder = root / ".gpus"
     folder.mkdir(parents=True, exist_ok=True)
-    files = [open(folder / f"{gpu.uuid}.lock", "ab") for gpu in gpus]  # noqa: SIM115  closed below
+    with ExitStack() as held:
+        with open(folder / "turn.lock", "ab") as turn:
+            while not _lock(turn):
+                waiting()
+                time.sleep(0.5)
+            while not (mine := _take(folder, gpus, count, held)):
+                waiting()
+                time.sleep(0.5)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(g.uuid for g in mine)
+        yield mine
+
+
+def _lock(file: BinaryIO) -> bool:
     try:
-        while True:
-            for gpu, file in zip(gpus, files, strict=True):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
-                yield gpu
-                return
-            waiting()
-            time.sleep(0.5)
-    finally:
-        for file in files:
-            file.close()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _take(folder: Path, gpus: list[Gpu], count: int, held: ExitStack) -> list[Gpu]:
+    """`count` free GPUs, their locks given to `held`; or none of them."""
+    with ExitStack() as ours:
+        free: list[Gpu] = []
+        for gpu in gpus:
+            file = ours.enter_context(open(folder / f"{gpu.uuid}.lock", "ab"))
+            if _lock(file):
+                free.append(gpu)
+            if len(free) == count:
+                held.push(ours.pop_all())
+                return free
+    return []

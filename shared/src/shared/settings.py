@@ -32,6 +32,9 @@ class Settings:
     heartbeat_s: int = 10
     maintenance_s: int = 15
     cpu_threads: int = 0
+    gpus_per_training: int = 1
+    gpu_memory_mib: int = 0
+    mixed_precision: str = "auto"
     log_level: str = "INFO"
     fault: str = ""
 
@@ -55,6 +58,9 @@ DESCRIPTIONS = {
     "heartbeat_s": "seconds between heartbeats while a job runs",
     "maintenance_s": "seconds between clean-ups of what dead workers left",
     "cpu_threads": "threads for decoding, training and measuring, 0 for one a core",
+    "gpus_per_training": "GPUs that one training takes, all at once",
+    "gpu_memory_mib": "most memory a training takes of each GPU, 0 for as much as it needs",
+    "mixed_precision": "auto or off: whether trainings compute in bfloat16 on GPUs that have it",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
     "fault": "for tests: a named point at which the process kills itself",
 }
@@ -64,7 +70,7 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
     """Read the settings; an unset or empty variable keeps its default.
 
     Raises:
-        SettingsError: a value can't be read as its type, or DEVICE is neither gpu nor cpu.
+        SettingsError: a value can't be read as its type, or is not among those expected.
     """
     env = os.environ if env is None else env
     values: dict[str, Any] = {}
@@ -82,6 +88,10 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
     settings = Settings(**values)
     if settings.device not in ("gpu", "cpu"):
         raise SettingsError(f"DEVICE={settings.device!r} is unknown: expected gpu or cpu")
+    if settings.mixed_precision not in ("auto", "off"):
+        raise SettingsError(f"MIXED_PRECISION={settings.mixed_precision!r} is unknown: expected auto or off")
+    if settings.gpus_per_training < 1:
+        raise SettingsError(f"GPUS_PER_TRAINING={settings.gpus_per_training} can't be: expected 1 or more")
     return settings
 
 

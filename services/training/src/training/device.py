@@ -1,4 +1,4 @@
-"""What TensorFlow may use of this machine. Called once, before TensorFlow does anything."""
+"""What TensorFlow may use of this machine. `prepare` is called once, before TensorFlow does anything."""
 
 import tensorflow as tf
 
@@ -6,9 +6,11 @@ from shared import gpu
 from shared.errors import Refused
 from shared.settings import Settings, threads
 
+BFLOAT16_SINCE = (8, 0)  # compute capability: Ampere
+
 
 def prepare(settings: Settings) -> str:
-    """Make TensorFlow use the setting's device, repeatably; returns the device's name.
+    """Make TensorFlow use the settings' device, on a CPU repeatably; returns the device's name.
 
     Raises:
         Refused: DEVICE=gpu and TensorFlow sees no GPU.
@@ -19,15 +21,39 @@ def prepare(settings: Settings) -> str:
         tf.config.set_visible_devices([], "GPU")
         tf.config.experimental.enable_op_determinism()
         return "cpu"
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.list_physical_devices("GPU")[:settings.gpus_per_training]
     if not gpus:
         raise Refused("DEVICE=gpu, but TensorFlow sees no GPU: give this process a GPU and its driver and install the "
                       "training package's extra gpu, or set DEVICE=cpu", "gpu_missing")
+    tf.config.set_visible_devices(gpus, "GPU")
     for card in gpus:
-        tf.config.experimental.set_memory_growth(card, True)
+        if settings.gpu_memory_mib:
+            limit = tf.config.LogicalDeviceConfiguration(memory_limit=settings.gpu_memory_mib)
+            tf.config.set_logical_device_configuration(card, [limit])
+        else:
+            tf.config.experimental.set_memory_growth(card, True)
     return "gpu"
 
 
-def memory_bytes() -> int:
-    """Memory of this process's GPU, from its driver."""
-    return gpu.find()[0].memory_mib << 20
+def precision(settings: Settings) -> str:
+    """What a training computes in: mixed_bfloat16 on GPUs that have bfloat16, unless MIXED_PRECISION=off; float32 else.
+
+    bfloat16 because it has float32's range: no loss has to be scaled.
+    """
+    if settings.device == "cpu" or settings.mixed_precision == "off":
+        return "float32"
+    details = [tf.config.experimental.get_device_details(card) for card in tf.config.get_visible_devices("GPU")]
+    able = all(d.get("compute_capability", (0, 0)) >= BFLOAT16_SINCE for d in details)
+    return "mixed_bfloat16" if able else "float32"
+
+
+def strategy() -> tf.distribute.Strategy:
+    """How a training is spread over the visible GPUs: not at all, where there is one or none."""
+    if len(tf.config.list_logical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def memory_bytes(settings: Settings) -> int:
+    """Memory that a training may use of each GPU."""
+    return (settings.gpu_memory_mib or gpu.find()[0].memory_mib) << 20

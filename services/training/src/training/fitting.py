@@ -18,6 +18,7 @@ from shared.errors import Refused
 from training import checkpoints, device, networks
 from training.evaluation import best_epoch, cross_entropy, new_predict
 from training.recipes import Recipe, learning_rate
+from training.replicas import mirrored
 from training.steps import Run, fed, new_optimizer, new_step, resident
 
 log = logging.getLogger("lanner.training")
@@ -35,20 +36,32 @@ class Training:
 
     history: per finished epoch {epoch, step, loss, accuracy, validation_loss, validation_accuracy, learning_rate,
     seconds, cpu_seconds}; loss and accuracy are of the augmented batches, loss with the recipe's label smoothing.
+    model: what is validated and published, in float32 on one device. Where training computes in another `precision` or
+    over the replicas of a `strategy`, `trained` is its twin with the float32 weights that the steps change.
     """
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, ctx: Attempt):
+    def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, ctx: Attempt, precision: str = "float32",
+                 strategy: tf.distribute.Strategy | None = None):
         self.dataset, self.recipe, self.seed, self.ctx = dataset, recipe, seed, ctx
         self.images, self.labels = dataset.images("train"), dataset.labels("train")
         self.steps_an_epoch = len(self.images) // recipe.batch_size
         self.steps = self.steps_an_epoch * recipe.epochs
         self.steps_a_call = 1
         self.one_program = False  # whether the steps of a call are one
-        keras.utils.set_random_seed(seed)
-        self.model = networks.build(recipe, dataset.spec)
-        self.optimizer = new_optimizer(recipe, self.model)
+        self.strategy = strategy or tf.distribute.get_strategy()
+        replicas = self.strategy.num_replicas_in_sync
+        with self.strategy.scope():
+            keras.utils.set_random_seed(seed)
+            self.trained = networks.build(recipe, dataset.spec, precision, replicas)
+            self.optimizer = new_optimizer(recipe, self.trained)
+            # Of the epoch so far: summed loss, right answers.
+            self.totals = tf.Variable(tf.zeros([2], tf.float64), trainable=False,
+                                      synchronization=tf.VariableSynchronization.ON_READ,
+                                      aggregation=tf.VariableAggregation.SUM)
+        self.precision = precision
+        twins = precision != "float32" or replicas > 1
+        self.model = networks.build(recipe, dataset.spec) if twins else self.trained
         self.predict = new_predict(self.model)
-        self.totals = tf.Variable(tf.zeros([2], tf.float64))  # of the epoch so far: summed loss, right answers
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.best: list[np.ndarray] = []
@@ -75,13 +88,19 @@ class Training:
         self.model.set_weights(self.best)
 
     def _new_run(self) -> Run:
-        """On a GPU that holds the images, steps compiled by XLA over them; else steps fed from the host."""
-        on_gpu = self.ctx.settings.device == "gpu"
-        step = new_step(self.model, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals, xla=on_gpu)
-        if on_gpu and self.images.nbytes < SHARE_OF_GPU * device.memory_bytes():
+        """On a GPU that holds the images, the steps of a call as one program; else steps fed from the host."""
+        settings, several = self.ctx.settings, self.strategy.num_replicas_in_sync > 1
+        on_gpu = settings.device == "gpu"
+        xla = on_gpu and not several
+        step = new_step(self.trained, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals, xla)
+        stay = on_gpu and self.images.nbytes < SHARE_OF_GPU * device.memory_bytes(settings)
+        if stay:
             self.steps_a_call, self.one_program = FIRST_CALL, True
-            return resident(step, self.images, self.labels, self.steps_an_epoch, xla=True)
-        return fed(step, self.images, self.labels)
+        if several:
+            return mirrored(self.strategy, step, self.images, self.labels, stay)
+        if stay:
+            return resident(step, self.images, self.labels, self.steps_an_epoch, xla)
+        return fed(step, self.images, self.labels, xla)
 
     def _run_steps(self, run: Run) -> None:
         """The steps of the epoch that are left, `steps_a_call` at a time."""
@@ -134,6 +153,8 @@ class Training:
     def _validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation split. Raises Refused when the loss is no number."""
         images, labels = self.dataset.images("validation"), self.dataset.labels("validation")
+        if self.model is not self.trained:
+            self.model.set_weights(self.trained.get_weights())
         found = self.predict(images, self._stop_if_asked)
         loss = cross_entropy(found, labels)
         self._refuse_divergence(loss)
@@ -186,7 +207,7 @@ class Training:
         self._count_time()
         state = {"recipe": dataclasses.asdict(self.recipe), "seed": self.seed, "step": self.step,
                  "history": self.history, "totals": self.totals.numpy().tolist(), "seconds": self._seconds}
-        arrays = {f"model-{i}": v.numpy() for i, v in enumerate(self.model.variables)}
+        arrays = {f"model-{i}": v.numpy() for i, v in enumerate(self.trained.variables)}
         arrays |= {f"optimizer-{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
         arrays |= {f"best-{i}": a for i, a in enumerate(self.best)}
         checkpoints.save(self.ctx.work, self.step, state, arrays)
@@ -198,10 +219,10 @@ class Training:
         wanted = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         if (state.get("recipe"), state.get("seed")) != (wanted, self.seed):
             return
-        for kind, variables in (("model", self.model.variables), ("optimizer", self.optimizer.variables)):
+        for kind, variables in (("model", self.trained.variables), ("optimizer", self.optimizer.variables)):
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"{kind}-{i}"])
         self.best = [arrays[f"best-{i}"] for i in range(len(self.model.weights)) if f"best-{i}" in arrays]
         self.step, self.history, self._seconds = state["step"], state["history"], state["seconds"]
-        self.totals.assign(state["totals"])
+        self.totals.assign(tf.constant(state["totals"], tf.float64))
         log.info("resumed at step %d of %d", self.step, self.steps)

@@ -30,10 +30,11 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     if not all(images.values()):
         raise Refused(f"dataset {dataset.id} has {images['train']} training and {images['validation']} validation "
                       "images: training needs some of both", "no_images")
-    recipe = resolve(job, images["train"])
+    replicas = ctx.settings.gpus_per_training if ctx.settings.device == "gpu" else 1
+    recipe = resolve(job, images["train"], replicas)
     augmentation.check(recipe.augmentation, dataset.spec.size)
     name = device.prepare(ctx.settings)
-    training = fitting.Training(dataset, recipe, job.seed, ctx)
+    training = fitting.Training(dataset, recipe, job.seed, ctx, device.precision(ctx.settings), device.strategy())
     training.fit()
     summary: dict[str, Any] = publishing.publish_model(training, job, ctx, name)["summary"]
     return summary

@@ -9,25 +9,38 @@ from training.recipes import Recipe
 SMALLEST_STD = 1 / 255  # of a channel that never changes: one grey level
 
 
-def build(recipe: Recipe, spec: Spec) -> keras.Model:
+def build(recipe: Recipe, spec: Spec, precision: str = "float32", replicas: int = 1) -> keras.Model:
     """A new network for a Dataset's spec.
 
     Input float32 [N, size, size, 3], RGB 0..255; output float32 [N, classes], probabilities. Normalisation by the
     spec's mean and std and the softmax are layers of it; `logits_of` gives what the loss is computed from.
+
+    `precision` is what is computed in between, float32 or mixed_bfloat16; variables, normalisation and logits are
+    float32 in any case. With several `replicas` batch normalisation takes its statistics over all of them. Neither
+    changes what the weights are: those of one such network fit the others.
     """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        return _build(recipe, spec, replicas > 1)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _build(recipe: Recipe, spec: Spec, synchronized: bool) -> keras.Model:
     image = keras.Input((spec.size, spec.size, 3), name="image")
     std = [max(s, SMALLEST_STD) for s in spec.std]
     offset = [-m / s for m, s in zip(spec.mean, std, strict=True)]
-    x = layers.Rescaling(scale=[1 / (255 * s) for s in std], offset=offset, name="normalise")(image)
+    x = layers.Rescaling(scale=[1 / (255 * s) for s in std], offset=offset, dtype="float32", name="normalise")(image)
     match recipe.network:
         case "plain":
             x = _plain(x, spec.size)
         case "compact":
-            x = _compact(x, spec.size)
+            x = _compact(x, spec.size, synchronized)
         case other:
             raise ValueError(f"network {other!r} of recipe {recipe.name} is unknown: expected plain or compact")
-    x = layers.Dense(len(spec.labels), name="logits")(x)
-    return keras.Model(image, layers.Softmax(name="probabilities")(x), name=recipe.name)
+    x = layers.Dense(len(spec.labels), dtype="float32", name="logits")(x)
+    return keras.Model(image, layers.Softmax(dtype="float32", name="probabilities")(x), name=recipe.name)
 
 
 def logits_of(model: keras.Model) -> keras.Model:
@@ -48,19 +61,20 @@ def _plain(x: keras.KerasTensor, size: int) -> keras.KerasTensor:
     return layers.Dropout(0.5)(x)
 
 
-def _compact(x: keras.KerasTensor, size: int) -> keras.KerasTensor:
+def _compact(x: keras.KerasTensor, size: int, synchronized: bool) -> keras.KerasTensor:
     """A strided stem, then Conv-pool stages, each of half the side and up to twice the filters, down to 2 x 2 or 3 x 3.
 
     Normalisation stands right behind each convolution, so that exporters fold it in.
     """
     stride = 2 if size < 64 else 4
-    x = _normed(layers.Conv2D(32, 2 * stride, strides=stride, padding="same", use_bias=False)(x))
+    x = _normed(layers.Conv2D(32, 2 * stride, strides=stride, padding="same", use_bias=False)(x), synchronized)
     size, width = -(-size // stride), 32
     while size > 3:
-        x = layers.MaxPooling2D()(_normed(layers.Conv2D(width, 3, padding="same", use_bias=False)(x)))
+        x = _normed(layers.Conv2D(width, 3, padding="same", use_bias=False)(x), synchronized)
+        x = layers.MaxPooling2D()(x)
         width, size = min(2 * width, 128), size // 2
     return layers.Flatten()(x)
 
 
-def _normed(x: keras.KerasTensor) -> keras.KerasTensor:
-    return layers.ReLU()(layers.BatchNormalization(momentum=0.8)(x))
+def _normed(x: keras.KerasTensor, synchronized: bool) -> keras.KerasTensor:
+    return layers.ReLU()(layers.BatchNormalization(momentum=0.8, synchronized=synchronized)(x))

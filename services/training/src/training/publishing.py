@@ -60,6 +60,7 @@ def _write(staging: Path, training: Training, job: TrainJob, ctx: Attempt, devic
         "recipe": {**dataclasses.asdict(training.recipe), "seed": training.seed},
         "metrics": metrics,
         "device": device,
+        "precision": training.precision,
         "seconds": seconds,
         "summary": {"model_id": job.model_id, "name": job.name, "recipe": job.recipe, "epochs": len(training.history),
                     "validation_accuracy": best["validation_accuracy"], "seconds": seconds},

@@ -70,14 +70,14 @@ STEPS_A_EPOCH = 16
 STEPS = 300
 
 
-def resolve(job: TrainJob, images: int) -> Recipe:
+def resolve(job: TrainJob, images: int, replicas: int = 1) -> Recipe:
     """The recipe of a job over `images` training images, the job's own values in place of the recipe's.
 
     What the job leaves open is fitted to a small dataset: batches small enough for 16 steps an epoch, and epochs enough
-    for 300 steps.
+    for 300 steps. A batch that does not divide by `replicas`, the GPUs, is made smaller until it does.
 
     Raises:
-        Refused: the recipe is unknown, or the job's batch is larger than the training split.
+        Refused: the recipe is unknown, or the batch is larger than the training split or smaller than the replicas.
     """
     recipe = RECIPES.get(job.recipe)
     if recipe is None:
@@ -86,6 +86,10 @@ def resolve(job: TrainJob, images: int) -> Recipe:
         raise Refused(f"batch_size is {job.batch_size}, but the training split has {images} images: "
                       "ask for a smaller batch, or 0 to let the recipe choose", "bad_batch_size")
     batch = job.batch_size or min(recipe.batch_size, images, max(8, images // STEPS_A_EPOCH))
+    if batch < replicas:
+        raise Refused(f"a batch of {batch} can't be shared by {replicas} GPUs: ask for a batch_size of at least "
+                      f"{replicas}, or set GPUS_PER_TRAINING lower", "bad_batch_size")
+    batch -= batch % replicas
     epochs = job.epochs or max(recipe.epochs, -(-STEPS // (images // batch)))
     return dataclasses.replace(
         recipe, batch_size=batch, epochs=epochs, learning_rate=job.learning_rate or recipe.learning_rate,

@@ -31,25 +31,30 @@ def new_optimizer(recipe: Recipe, model: keras.Model) -> keras.Optimizer:
 
 def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spec: Spec, seed: int,
              totals: tf.Variable, xla: bool = False) -> Step:
-    """step(images, labels, rate, number) -> loss, a graph of fixed shapes.
+    """step(images, labels, rate, number) -> loss, to be traced into a graph of fixed shapes.
 
     images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32: the step's, which with `seed` decides the
-    augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers. `xla`: compiled by it, which
-    pays on GPUs alone.
+    augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers. `xla`: it will be compiled
+    by XLA. Run by several replicas each takes its part of the batch and returns its part of the loss.
     """
     logits_of, weights = networks.logits_of(model), model.trainable_variables
     classes, blank = len(spec.labels), tuple(255 * m for m in spec.mean)
     other = recipe.label_smoothing / classes
 
-    @tf.function(jit_compile=xla)
     def step(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        ctx = tf.distribute.get_replica_context()
+        replicas = ctx.num_replicas_in_sync
         draws = augmentation.draw(recipe.augmentation, spec.size, recipe.batch_size, tf.stack([seed, number]))
+        if replicas > 1:
+            part = recipe.batch_size // replicas
+            at = ctx.replica_id_in_sync_group * part
+            draws = {name: values[at:at + part] for name, values in draws.items()}
         images = augmentation.apply(images, recipe.augmentation, draws, blank, xla)
         targets = tf.one_hot(labels, classes, 1 - recipe.label_smoothing + other, other)
         optimizer.learning_rate.assign(rate)
         with tf.GradientTape() as tape:
             logits = logits_of(images, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits)) / replicas
         optimizer.apply(tape.gradient(loss, weights), weights)
         right = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float64))
         totals.assign_add(tf.stack([tf.cast(loss, tf.float64) * recipe.batch_size, right]))
@@ -58,14 +63,16 @@ def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spe
     return step
 
 
-def fed(step: Step, images: np.ndarray, labels: np.ndarray) -> Run:
+def fed(step: Step, images: np.ndarray, labels: np.ndarray, xla: bool = False) -> Run:
     """run(chosen, rates, first) -> the losses: a step for each row of `chosen`, its images sent from the host.
 
     chosen int [n, B], indices into images uint8 [N, S, S, 3] and labels int32 [N]; rates float32 [n]; first: the number
-    of the first step.
+    of the first step. `xla` compiles a step, which pays on GPUs alone.
     """
+    graph = tf.function(step, jit_compile=xla)
+
     def run(chosen: np.ndarray, rates: np.ndarray, first: int) -> Sequence[tf.Tensor]:
-        return [step(images[rows], labels[rows], tf.constant(rate), tf.constant(first + i))
+        return [graph(images[rows], labels[rows], tf.constant(rate), tf.constant(first + i))
                 for i, (rows, rate) in enumerate(zip(chosen, rates, strict=True))]
 
     return run
