@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from optimization.build import PROFILE
@@ -88,7 +89,11 @@ def test_every_engine_is_built_published_and_on_the_card(released):
         assert rows[variant]["why"]
         manifest = open_artifact(root, f"variants/m-1/{variant}")
         assert manifest["tools"]["tensorrt"] == here().tensorrt == card["versions"]["tensorrt"]
-    assert rows["onnx-fp32"]["device"] == "cpu"
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        assert rows["onnx-fp32"]["device"] == here().gpu
+    else:
+        assert (rows["onnx-fp32"]["state"], "extra gpu" in rows["onnx-fp32"]["why"]) == ("failed", True)
+    assert rows["litert-fp32"].get("device", "cpu") == "cpu"
     assert card["gpu"]["name"] == card["device"]
     assert here().gpu in (root / "cards/m-1.html").read_text()
 

@@ -78,8 +78,8 @@ def open_all(job: OptimizeJob, ctx: Attempt, manifest: Manifest, dataset: Datase
             if variant.startswith("tensorrt-") and ctx.settings.device != "gpu":
                 raise Unfit("not built: TensorRT needs a GPU, and this ran with DEVICE=cpu")
             build(ctx.root, ctx.job_id, source, variant, PROFILE, building(ctx, variant))
-            session, found = open_session(ctx.root, job.model_id, variant, threads(ctx.settings))
-        except (Damaged, Unfit) as e:
+            session, found = open_session(ctx.root, job.model_id, variant, threads(ctx.settings), ctx.settings.device)
+        except (Damaged, Refused, Unfit) as e:
             rows[variant] = new_row(variant, "failed", winner=False, why=str(e))
         else:
             rows[variant] = new_row(variant, "measured", device=session.device, **found["measured"])

@@ -28,17 +28,19 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-def open_session(root: Path, model_id: str, variant: str, threads: int = 1) -> tuple[Session, Manifest]:
-    """Load a published Variant: hashes checked, then its golden batch.
+def open_session(root: Path, model_id: str, variant: str, threads: int = 1,
+                 device: str = "cpu") -> tuple[Session, Manifest]:
+    """Load a published Variant: hashes checked, then its golden batch. `device` is what DEVICE says, cpu or gpu.
 
     Raises:
         NotFound: it is not published.
         Damaged: its bytes, or its answers to the golden batch, are not those that were published.
         Unfit: a TensorRT Variant has no engine for this host.
+        Refused: `device` is gpu and ONNX Runtime can't compute on one here.
     """
     target = f"variants/{model_id}/{variant}"
     manifest = open_artifact(root, target)
-    session = load(root / target, manifest["format"], threads, root / ENGINES)
+    session = load(root / target, manifest["format"], threads, root / ENGINES, device)
     try:
         check_golden(root / target, manifest["precision"], session)
     except BaseException:
@@ -47,13 +49,16 @@ def open_session(root: Path, model_id: str, variant: str, threads: int = 1) -> t
     return session, manifest
 
 
-def load(folder: Path, format: str, threads: int = 1, engines: Path = Path(ENGINES)) -> Session:
-    """The Session of a Variant's file in `folder`; the one place that picks a runtime."""
+def load(folder: Path, format: str, threads: int = 1, engines: Path = Path(ENGINES), device: str = "cpu") -> Session:
+    """The Session of a Variant's file in `folder`; the one place that picks a runtime.
+
+    `device` is ONNX Runtime's choice alone: LiteRT computes on the CPU, TensorRT on the GPU.
+    """
     match format:
         case "onnx":
             from shared.runtimes.onnx import OnnxSession
 
-            return OnnxSession(folder / FILES["onnx"], threads)
+            return OnnxSession(folder / FILES["onnx"], threads, device)
         case "litert":
             from shared.runtimes.litert import LiteRTSession
 
