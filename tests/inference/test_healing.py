@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from flask.testing import FlaskClient
 
 from inference.app import create_app
 from inference.healing import queue_rebuild
+from inference.loaded import LoadedModels
 from shared import artifacts
 from shared.jobs import OptimizeJob
 from shared.ledger import Ledger
@@ -33,9 +35,13 @@ def optimizations(app: Flask) -> list[OptimizeJob]:
 
 
 @pytest.fixture
-def on_gpu(settings: Settings) -> Iterator[Flask]:
-    """The API under DEVICE=gpu, on this host that has none: no engine loads, and rebuilds are queued."""
-    app = create_app(dataclasses.replace(settings, device="gpu"))
+def healing(settings: Settings) -> Iterator[Flask]:
+    """The API with rebuilds queued as under DEVICE=gpu, and ONNX on the CPU, since this host may have nothing else."""
+    app = create_app(settings)
+    api = app.extensions["lanner"]
+    api.loaded.close()
+    loaded = LoadedModels(settings.artifacts, api.meters, 1, settings.refresh_s, partial(queue_rebuild, api.ledger))
+    app.extensions["lanner"] = dataclasses.replace(api, loaded=loaded)
     yield app
     app.extensions["lanner"].loaded.close()
 
@@ -64,13 +70,13 @@ def test_without_tensorrt_the_onnx_variant_answers_and_readyz_says_for_which(cli
 
 
 @pytest.mark.usefixtures("promoted")
-def test_a_damaged_one_is_rebuilt_by_one_job_and_swapped_in_with_the_next_alias(on_gpu: Flask, root: Path) -> None:
+def test_a_damaged_one_is_rebuilt_by_one_job_and_swapped_in_with_the_next_alias(healing: Flask, root: Path) -> None:
     damage(root)
-    client = on_gpu.test_client()
+    client = healing.test_client()
     state = until(lambda: (s := client.get("/readyz").json)["refused"] and "rebuild" in s["refused"][0] and s)
     assert state["models"][0]["instead_of"] == "tensorrt-fp16"
-    assert optimizations(on_gpu) == [OptimizeJob("m-1", "colors", alias="production")]
-    ledger: Ledger = on_gpu.extensions["lanner"].ledger
+    assert optimizations(healing) == [OptimizeJob("m-1", "colors", alias="production")]
+    ledger: Ledger = healing.extensions["lanner"].ledger
     assert ledger.ids() == [state["refused"][0]["rebuild"]]
     assert ledger.state(ledger.ids()[0]) == "queued"
     version = publish_model(root, "colors", "m-2", onnx_fp32=SWAPPED)

@@ -1,11 +1,17 @@
 """/livez, /readyz and /metrics."""
 
+import dataclasses
+from pathlib import Path
+
+import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared import artifacts
+from inference.app import create_app
+from shared import artifacts, gpu
+from shared.settings import Settings
 
-from .conftest import RED, png
+from .conftest import RED, png, publish_model, until
 
 
 def samples(client: FlaskClient) -> dict[tuple[str, ...], float]:
@@ -48,3 +54,17 @@ def test_metrics_count_requests_images_and_jobs(serving: FlaskClient) -> None:
     assert seen["lanner_queue_length", "preprocessing"] == 1
     assert seen["lanner_queue_length", "training"] == 0
     assert seen["lanner_loaded_variants",] == 1
+
+
+@pytest.mark.skipif(bool(gpu.find()), reason="this host has a GPU")
+def test_under_device_gpu_the_cpu_does_not_answer_in_its_stead(settings: Settings, root: Path) -> None:
+    publish_model(root, "colors", "m-1", onnx_fp32=None)
+    artifacts.promote(root, "colors", "production", 1, "onnx-fp32", by="test")
+    app = create_app(dataclasses.replace(settings, device="gpu"))
+    client = app.test_client()
+    try:
+        state = until(lambda: client.get("/readyz").json["refused"] and client.get("/readyz"))
+    finally:
+        app.extensions["lanner"].loaded.close()
+    assert state.status_code == 503
+    assert "DEVICE=gpu, but ONNX Runtime" in state.json["refused"][0]["reason"]

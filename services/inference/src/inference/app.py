@@ -32,7 +32,8 @@ def create_app(settings: Settings) -> Flask:
     ledger = Ledger(settings.artifacts, redis)
     meters.registry.register(Jobs(ledger))
     rebuild = partial(queue_rebuild, ledger) if settings.device == "gpu" else None
-    loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s, rebuild)
+    loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s, rebuild,
+                          settings.device)
     intake = Intake(memory=8 * settings.request_limit_mib << 20)
     app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake)
     errors.register(app)

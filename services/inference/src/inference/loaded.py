@@ -48,10 +48,14 @@ class Refusal:
 class LoadedModels:
     """Safe to share among threads. Requests read without a lock; a move swaps one reference."""
 
-    def __init__(self, root: Path, meters: Meters, threads: int, refresh_s: float, rebuild: Rebuild | None = None):
-        """rebuild: queues the job that builds a TensorRT engine anew, where there is a GPU to build it on."""
+    def __init__(self, root: Path, meters: Meters, threads: int, refresh_s: float, rebuild: Rebuild | None = None,
+                 device: str = "cpu"):
+        """rebuild: queues the job that builds a TensorRT engine anew, where there is a GPU to build it on.
+
+        device: what DEVICE says, cpu or gpu.
+        """
         self._root, self._refresh_s, self._rebuild = root, refresh_s, rebuild
-        self._memory = Memory(root, meters, threads)
+        self._memory = Memory(root, meters, threads, device)
         self._aliases: dict[Place, Served] = {}  # replaced whole, never changed
         self._refused: dict[Place, Refusal] = {}  # likewise; both by the watcher alone
         self._rebuilds: dict[Place, tuple[dict[str, Any], str]] = {}  # alias as it was read, job; one a record

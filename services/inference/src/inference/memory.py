@@ -33,8 +33,8 @@ class Loaded:
 class Memory:
     """Safe to share among threads. `loading` is held while one loads (loading is the peak of memory) or retires."""
 
-    def __init__(self, root: Path, meters: Meters, threads: int):
-        self._root, self._meters, self._threads = root, meters, threads
+    def __init__(self, root: Path, meters: Meters, threads: int, device: str = "cpu"):
+        self._root, self._meters, self._threads, self._device = root, meters, threads, device
         self._loaded: dict[Key, Loaded] = {}
         self._asked: OrderedDict[Key, None] = OrderedDict()
         self._pinned: frozenset[Key] = frozenset()
@@ -45,6 +45,7 @@ class Memory:
 
         Raises:
             NotFound: it is not published.
+            Refused: DEVICE is gpu and ONNX Runtime can't compute on one here.
             Damaged: its bytes, or its answers to the golden batch, are not those that were published.
         """
         loaded = self._loaded.get(key)
@@ -82,7 +83,7 @@ class Memory:
         self._meters.loaded.set(len(self._loaded))
 
     def _open(self, model: str, variant: str) -> Loaded:
-        session, manifest = open_session(self._root, model, variant, self._threads)
+        session, manifest = open_session(self._root, model, variant, self._threads, self._device)
         try:
             digest = artifacts.manifest_digest(self._root, f"variants/{model}/{variant}")
             spec = Spec.of(manifest)
