@@ -20,7 +20,8 @@ def test_values_are_read_as_their_type():
 @pytest.mark.parametrize(("env", "says"), [({"PORT": "http"}, "PORT='http' is not a valid int"),
                                            ({"DEVICE": "tpu"}, "expected gpu or cpu"),
                                            ({"MIXED_PRECISION": "fp8"}, "expected auto or off"),
-                                           ({"GPUS_PER_TRAINING": "0"}, "expected 1 or more")])
+                                           ({"GPUS_PER_TRAINING": "0"}, "expected 1 or more"),
+                                           ({"GPU_MEMORY_MIB": "-1"}, "expected 0 or more")])
 def test_a_bad_value_stops_with_its_name(env, says):
     with pytest.raises(SettingsError, match=says):
         load(env)

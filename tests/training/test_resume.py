@@ -97,6 +97,31 @@ def test_dropout_goes_on_where_it_was(root: Path, new_attempt: NewAttempt) -> No
     assert_equal(fit(new_attempt(root, job, "j-dropout"), job), fit(new_attempt(root, job, "j-dropout-alone"), job))
 
 
+def test_a_gpu_s_programs_of_many_steps_stop_and_resume(tmp_path: Path, write_dataset, new_attempt: NewAttempt,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, by XLA, here on the CPU: of a side of 6, which leaves one convolution, slow under XLA there."""
+    monkeypatch.setattr(fitting, "FIRST_CALL", 4)
+    job = TrainJob("m-1", write_dataset(tmp_path, images=120, size=6), "colours", epochs=4)
+
+    def begun(job_id: str, look: int = -1) -> fitting.Training:
+        ctx = StoppedAtLook(new_attempt(tmp_path, job, job_id, "gpu", gpu_memory_mib=1000), look)
+        dataset = Dataset(tmp_path, job.dataset_id)
+        return fitting.Training(dataset, resolve(job, len(dataset.labels("train"))), job.seed, ctx)
+
+    alone, stopped, resumed = begun("j-alone"), begun("j-stopped", look=1), begun("j-stopped")
+    alone.fit()
+    assert [entry["step"] for entry in alone.history] == [STEPS_AN_EPOCH * n for n in (1, 2, 3, 4)]
+    assert max(entry["validation_accuracy"] for entry in alone.history) > 0.8
+    assert alone.steps_a_call <= STEPS_AN_EPOCH
+    with pytest.raises(Stopped):
+        stopped.fit()
+    attempt._stop["asked"] = False
+    assert checkpoints.newest(stopped.ctx.work)[0]["step"] == 4
+    resumed.fit()
+    for a, b in zip(resumed.model.get_weights(), alone.model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_a_truncated_checkpoint_is_passed_over_for_the_older_one(root: Path, new_attempt: NewAttempt,
                                                                  alone: fitting.Training) -> None:
     ctx = new_attempt(root, JOB, "j-truncated")

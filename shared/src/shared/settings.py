@@ -92,6 +92,8 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"MIXED_PRECISION={settings.mixed_precision!r} is unknown: expected auto or off")
     if settings.gpus_per_training < 1:
         raise SettingsError(f"GPUS_PER_TRAINING={settings.gpus_per_training} can't be: expected 1 or more")
+    if settings.gpu_memory_mib < 0:
+        raise SettingsError(f"GPU_MEMORY_MIB={settings.gpu_memory_mib} can't be: expected 0 or more")
     return settings
 
 

@@ -126,7 +126,7 @@ class Training:
     def _fit_to_time(self, seconds: float) -> None:
         """More steps for the next program, or fewer, so that it takes about CALL_S."""
         if seconds < CALL_S / 2:
-            self.steps_a_call *= 2
+            self.steps_a_call = min(2 * self.steps_a_call, self.steps_an_epoch)
         elif seconds > 2 * CALL_S and self.steps_a_call > 1:
             self.steps_a_call //= 2
 
