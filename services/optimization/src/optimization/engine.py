@@ -75,6 +75,8 @@ def build_plan(onnx: bytes, precision: str, batches: tuple[int, int, int], timin
             flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
             for flag in {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[precision]:
                 config.set_flag(getattr(trt.BuilderFlag, flag))
+            # A runner has a context for each size of batch, all of the one profile; from 10 on that needs no word.
+            config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
             # Its own kernels alone, as from 10 on: cuBLAS and cuDNN need not be installed.
             config.set_tactic_sources(1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS)
                                       | 1 << int(trt.TacticSource.JIT_CONVOLUTIONS))

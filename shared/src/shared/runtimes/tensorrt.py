@@ -88,7 +88,7 @@ def tensors(engine: Any) -> tuple[list[str], list[str]]:
     return inputs, [name for name in names if name not in inputs]
 
 
-def context_in(engine: Any, memory: cuda.Memory) -> Any:
+def context_in(engine: Any, memory: cuda.Memory, stream: cuda.Stream) -> Any:
     """An IExecutionContext that computes in `memory`, of at least `scratch_size(engine)` bytes."""
     match trt.__version__.partition(".")[0]:
         case "8":
@@ -97,6 +97,10 @@ def context_in(engine: Any, memory: cuda.Memory) -> Any:
         case _:
             context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             context.set_device_memory(memory.pointer, memory.size)
+    # Only an engine's first context has the profile by itself.
+    if not context.set_optimization_profile_async(0, stream.number):
+        raise cuda.CudaError("TensorRT could not give a context its profile; its log above says why")
+    stream.wait()
     return context
 
 
@@ -165,7 +169,7 @@ class _Lane:
         Each graph has a context of its own: one whose shapes change after a capture leaves the graph undefined. The
         contexts share the lane's scratch memory, since a stream runs one at a time.
         """
-        context = context_in(self._engine, self._scratch)
+        context = context_in(self._engine, self._scratch, self._stream)
         shape = (bucket, *tuple(self._engine.get_tensor_shape(self._input))[1:])
         if not context.set_input_shape(self._input, shape):
             raise ValueError(f"TensorRT refuses a batch of {shape}")
