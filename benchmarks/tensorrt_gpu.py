@@ -201,6 +201,8 @@ class Raw:
         self.stream, self.context = cuda.Stream(), engine.create_execution_context()
         self.images, self.scores = cuda.Memory(self.up), cuda.Memory(self.down)
         self.host_images, self.host_scores = cuda.Pinned(shape, np.uint8), cuda.Pinned((batch, classes), np.float32)
+        self.context.set_optimization_profile_async(0, self.stream.number)  # a second context has none by itself
+        self.stream.wait()
         self.context.set_input_shape(images, shape)
         self.context.set_tensor_address(images, self.images.pointer)
         self.context.set_tensor_address(scores, self.scores.pointer)
