@@ -20,6 +20,7 @@ from shared.errors import Refused
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 25_000_000  # 75 MB as RGB; a camera's largest common photograph has 24 million
 ORIENTATION = 0x0112  # the EXIF tag
+HEADER = 256 << 10  # bytes of a JPEG that are searched for EXIF: it is the first segment, or behind a thumbnail
 SHRINK = 1.5  # from this factor on the mean of pixels makes a good picture, and is Pillow's fastest
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -79,7 +80,7 @@ def _decode_jpeg(data: bytes, size: int) -> tuple[np.ndarray, int, int, int] | N
     except ValueError:
         return None  # Pillow has the last word: it forgives stray bytes between segments, not missing ones
     orientation = 1
-    if b"Exif\0\0" in data:
+    if data.find(b"Exif\0\0", 0, HEADER) >= 0:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             orientation = _orientation(image)
     if pixels.shape[:2] != (size, size):

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from importlib import import_module
 
 from rq import Worker
 from rq.serializers import JSONSerializer
@@ -47,6 +48,7 @@ def main(service: str) -> None:
         worker_ttl=settings.worker_ttl_s, job_monitoring_interval=settings.heartbeat_s,
         maintenance_interval=settings.maintenance_s)
     worker.log_job_description = False
+    import_module(f"{service}.jobs")  # once, and not in each job's fork; it imports nothing of a GPU by itself
     worker.work(logging_level=settings.log_level)
 
 

@@ -1,16 +1,18 @@
 """Decode every image of a source with several processes into one file of pixels, in the order of the source."""
 
 import json
-import queue
-import subprocess
-import sys
-import threading
-from collections import deque
+import mmap
+import multiprocessing
+import os
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 
+from preprocessing.decoder import Answers, Plan, work_through
 from preprocessing.layouts import Layout
 from preprocessing.rows import Rows
 from preprocessing.tree import Tree
@@ -20,97 +22,101 @@ from shared.errors import Refused
 from shared.settings import threads
 
 BATCH_BYTES = 4 << 20  # of pixels that a process holds before it writes them
-AHEAD = 2
-PIPE_BYTES = 256 << 10  # holds AHEAD answers with every image skipped, so a process never waits to answer
-Answers = queue.SimpleQueue[tuple[int, bytes]]
+ORDERS = 4096  # at most, so that all fit into a pipe at once: 8 bytes each, and a pipe holds 64 KiB
 
 
 def decode_all(tree: Tree, layout: Layout, size: int, seed: int, pixels_fd: int, ctx: Attempt) -> Rows:
     """Read, hash and decode the layout's images; pixels go to `pixels_fd`, uint8 [N, size, size, 3] with no header.
+
+    The processes are forks of this one, so it must hold no GPU: they share the list of images and the columns that
+    they fill, take the number of a batch from one pipe and tell in another that it is done.
 
     Raises:
         Refused: (bad_archive) the archive lied about a member.
         OSError: the pixels can't be written.
         RuntimeError: a decoding process died.
     """
-    rows = Rows([m.path for m in layout.members], np.array(layout.codes, np.int32), np.array(layout.splits, np.int8))
-    total = len(rows.paths)
+    total = len(layout.members)
     processes = threads(ctx.settings)
     # Small enough that the processes end together, large enough that an order costs little beside its images.
     step = min(BATCH_BYTES // (size * size * 3), max(total // (16 * processes), 8), 256)
-    firsts = iter(range(0, total, step))  # shared by the threads: a range gives each number to one of them
-    plan = {"kind": tree.kind, "folder": tree.folder, "source_fd": tree.fd, "pixels_fd": pixels_fd,
-            "size": size, "seed": seed, "batch": step}
-    answers: Answers = queue.SimpleQueue()
-    with ExitStack() as stack:
-        for _ in range(min(processes, -(-total // step))):
-            child = subprocess.Popen(
-                [sys.executable, "-m", "preprocessing.decoder"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                pipesize=PIPE_BYTES, pass_fds=[fd for fd in (tree.fd, pixels_fd) if fd >= 0])
-            thread = threading.Thread(target=_drive, args=(child, plan, layout, firsts, step, answers), daemon=True)
-            thread.start()
-            stack.callback(_end, child, thread)
-        done, halfway = 0, False
-        while done < total:
+    step = max(step, -(-total // ORDERS))
+    processes = min(processes, -(-total // step))
+    answers = Answers(total, processes, _shared)
+    plan = Plan(tree, layout.members, size, seed, pixels_fd, step)
+    rows = Rows([m.path for m in layout.members], np.array(layout.codes, np.int32), np.array(layout.splits, np.int8))
+    done, halfway = 0, False
+    with _forked(plan, answers) as lines:
+        for line in lines:
             ctx.check()
-            try:
-                first, line = answers.get(timeout=1)
-            except queue.Empty:
-                continue
-            done += _take(rows, first, line)
+            done += _take(rows, line)
             ctx.report("decode", done, total, skipped=len(rows.skipped))
             if done >= total / 2 and not halfway:
                 halfway = True
                 faults.point("mid-decode")
-    return rows
+            if done == total:
+                break
+    return answers.fill(rows)
 
 
-def _drive(child: "subprocess.Popen[bytes]", plan: dict[str, object], layout: Layout, firsts: Iterator[int], step: int,
-           answers: Answers) -> None:
-    """Give one process its orders and pass its answers on; an empty answer says that it died.
+def _shared(bytes_: int) -> mmap.mmap:
+    """Memory that forks have in common."""
+    return mmap.mmap(-1, max(bytes_, 1))
 
-    It has AHEAD orders at once, so that it need not wait for this thread.
-    """
-    assert child.stdin is not None
-    assert child.stdout is not None
-    given: deque[int] = deque()
+
+@contextmanager
+def _forked(plan: Plan, answers: Answers) -> Iterator[Iterator[bytes]]:
+    """Start a process for each place in `answers.at` and yield their answers as they come."""
+    orders, order_in = os.pipe()
+    told, tell = os.pipe()
+    os.write(order_in, np.arange(0, len(plan.members), plan.batch, np.int64).tobytes())
+    os.close(order_in)
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=work_through, args=(plan, answers, number, orders, tell), daemon=True)
+                for number in range(len(answers.at))]
     try:
-        child.stdin.write(json.dumps(plan).encode() + b"\n")
-        while True:
-            while len(given) < AHEAD and (first := next(firsts, None)) is not None:
-                given.append(first)
-                child.stdin.write(json.dumps([first, layout.members[first:first + step]]).encode() + b"\n")
-                child.stdin.flush()
-            if not given:
-                return
-            line = child.stdout.readline()
-            answers.put((given.popleft(), line))
-            if not line:
-                return
-    except BrokenPipeError:
-        answers.put((given[0] if given else 0, b""))
+        with warnings.catch_warnings():
+            # Threads of OpenBLAS or Arrow may be there; the forks call neither.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for child in children:
+                child.start()
+        os.close(tell)
+        yield _lines(told, children, plan, answers)
+    finally:
+        for child in children:
+            if child.pid:
+                child.kill()
+                child.join()
+        os.close(orders)
+        os.close(told)
 
 
-def _end(child: "subprocess.Popen[bytes]", thread: threading.Thread) -> None:
-    child.kill()
-    child.wait()
-    thread.join()
-    for pipe in (child.stdin, child.stdout):
-        with suppress(BrokenPipeError):
-            pipe.close()  # type: ignore[union-attr]
+def _lines(told: int, children: list[BaseProcess], plan: Plan, answers: Answers) -> Iterator[bytes]:
+    """What the processes tell: a line of JSON each, an empty one after a second. Raises RuntimeError if one died."""
+    rest = b""
+    while True:
+        ready = wait([told, *(c.sentinel for c in children if c.exitcode is None)], timeout=1)
+        for child, at in zip(children, answers.at, strict=True):
+            if child.exitcode:
+                raise RuntimeError(f"a decoding process died at image {at}, {plan.members[at].path}, with "
+                                   f"{child.exitcode}: out of memory?")
+        if told not in ready:
+            yield b""
+            continue
+        data = os.read(told, 1 << 16)
+        if not data:
+            raise RuntimeError("the decoding processes ended before the last image")
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
 
 
-def _take(rows: Rows, first: int, line: bytes) -> int:
-    """Write an answer into the columns; returns how many images it was about."""
-    if not line:
-        raise RuntimeError(f"a decoding process died at or after image {first}, {rows.paths[first]}: out of memory?")
-    answer = json.loads(line)
+def _take(rows: Rows, line: bytes) -> int:
+    """Note what an answer says; returns how many images are done with it."""
+    answer = json.loads(line) if line else {}
     if "refused" in answer:
         raise Refused(*answer["refused"])
     if "errno" in answer:
         raise OSError(answer["errno"], answer["message"])
-    for row, (sha256, key, width, height, why) in enumerate(answer["rows"], first):
-        rows.sha256[row], rows.keys[row], rows.widths[row], rows.heights[row] = sha256, key, width, height
-        if why:
-            rows.skipped[row] = why
-    return len(answer["rows"])
+    if "row" in answer:
+        rows.skipped[answer["row"]] = answer["why"]
+    return int(answer.get("done", 0))

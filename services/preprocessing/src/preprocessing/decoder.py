@@ -1,69 +1,120 @@
-"""One decoding process: reads orders from standard input, answers on standard output, writes pixels into a shared file.
+"""What one decoding process does: take orders, decode into a shared file, fill shared columns, tell when it is done.
 
-A process of its own, started anew and not forked: it shares no lock and no GPU with the worker, a decoder that
-crashes takes only the attempt with it, and it ends by itself when its parent is gone. Small JPEGs need processes:
-Python's share of an image of 32 x 32 is as large as libjpeg's, and threads would wait for each other.
+A process and not a thread: a decoder that crashes takes only the attempt with it, and small JPEGs need processes,
+because Python's share of an image of 32 x 32 is as large as libjpeg's, and threads would wait for each other. A fork,
+because it has everything imported: a process started anew takes 0.25 s for that, as long as 10,000 such images.
 
-Lines of JSON. First the plan: {kind, folder, source_fd, pixels_fd, size, seed, batch}. Then orders: [first row,
-[member, ...]], at most `batch` members. Answers: {"rows": [[sha256, key, width, height, why it was skipped], ...]},
+Orders are int64 row numbers, read from a pipe 8 bytes at a time; answers are lines of JSON in another, each of at most
+PIPE_BUF bytes, so that lines of several processes don't mix: {"done": images}, {"row": number, "why": it was skipped},
 or why the whole job can't go on: {"refused": [message, code]} or {"errno": number, "message": text}.
 """
-
-# ruff: noqa: E402
-import os
-
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy would start threads that nothing here uses: a third of the start-up
 
 import contextlib
 import ctypes
 import hashlib
 import json
+import os
 import signal
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 import numpy as np
 
-from preprocessing.rows import pwrite, rank_key
-from preprocessing.tree import BAD_ARCHIVE, Member, read
+from preprocessing.rows import Rows, pwrite, rank_key
+from preprocessing.tree import BAD_ARCHIVE, Member, Tree, read
 from shared.errors import Refused
 from shared.images import decode_sized
+from shared.processes import die_with_parent
 
 WHY_CHARACTERS = 200
+ORDER_BYTES = 8
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def decode_one(plan: dict[str, Any], member: Member, pixels: np.ndarray) -> tuple[str, int, int, int, str]:
-    """Read, hash and decode one image into `pixels`, uint8 [size, size, 3]. Returns an answer's row."""
-    sha256, key = "", 0
+@dataclass(frozen=True)
+class Plan:
+    """What all orders have in common: images at `size`, written to `pixels_fd`, `batch` of the members an order."""
+
+    tree: Tree
+    members: list[Member]
+    size: int
+    seed: int
+    pixels_fd: int
+    batch: int
+
+
+class Answers:
+    """The columns that the processes fill, an entry an image; `memory(bytes)` gives what they lie in.
+
+    sha256: 32 bytes an image; keys: uint64 [N]; widths, heights: int32 [N], pixels on a screen; at: int64
+    [processes], the image that each is at.
+    """
+
+    def __init__(self, n: int, processes: int, memory: Callable[[int], mmap]):
+        self.sha256 = memory(n * 32)
+        self.keys = np.frombuffer(memory(n * 8), np.uint64, n)
+        self.widths = np.frombuffer(memory(n * 4), np.int32, n)
+        self.heights = np.frombuffer(memory(n * 4), np.int32, n)
+        self.at = np.frombuffer(memory(processes * 8), np.int64, processes)
+
+    def fill(self, rows: Rows) -> Rows:
+        """Put what was found into the columns of `rows`."""
+        text = self.sha256[:32 * len(rows.paths)].hex()
+        rows.sha256 = [text[i:i + 64] for i in range(0, len(text), 64)]
+        rows.keys, rows.widths, rows.heights = self.keys.copy(), self.widths.copy(), self.heights.copy()
+        return rows
+
+
+def work_through(plan: Plan, answers: Answers, number: int, orders: int, tell: int) -> None:
+    """Carry out orders until there are none left; what the fork of that number runs."""
+    die_with_parent(signal.SIGKILL)
+    for signum in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _keep_freed_memory()
+    batch = np.zeros((plan.batch, plan.size, plan.size, 3), np.uint8)
+
+    def say(**answer: Any) -> None:
+        os.write(tell, json.dumps(answer).encode() + b"\n")
+
+    while order := os.read(orders, ORDER_BYTES):
+        first = int.from_bytes(order, "little")
+        members = plan.members[first:first + plan.batch]
+        try:
+            for row, (member, pixels) in enumerate(zip(members, batch, strict=False), first):
+                answers.at[number] = row
+                if why := _decode_one(plan, member, pixels, answers, row):
+                    say(row=row, why=why)
+            pwrite(plan.pixels_fd, batch[:len(members)], first * batch[0].nbytes)
+        except Refused as e:
+            say(refused=[str(e)[:320], e.code])  # as JSON at most 12 bytes a character, and 4096 a line
+            return
+        except OSError as e:
+            say(errno=e.errno, message=e.strerror)
+            return
+        say(done=len(members))
+
+
+def _decode_one(plan: Plan, member: Member, pixels: np.ndarray, answers: Answers, row: int) -> str:
+    """Read, hash and decode one image into `pixels`, uint8 [size, size, 3]. Returns why it is skipped, or nothing."""
     try:
-        data = read(plan["kind"], plan["folder"], plan["source_fd"], member)
-        sha256 = hashlib.sha256(data).hexdigest()
-        key = rank_key(plan["seed"], sha256)
-        pixels[:], width, height = decode_sized(data, plan["size"])
+        data = read(plan.tree.kind, plan.tree.folder, plan.tree.fd, member)
+        digest = hashlib.sha256(data)
+        answers.sha256[32 * row:32 * row + 32] = digest.digest()
+        answers.keys[row] = rank_key(plan.seed, digest.hexdigest())
+        pixels[:], answers.widths[row], answers.heights[row] = decode_sized(data, plan.size)
     except Refused as e:
         if e.code == BAD_ARCHIVE:
             raise
-        return sha256, key, 0, 0, str(e)[:WHY_CHARACTERS]
+        return str(e)[:WHY_CHARACTERS]
     except OSError as e:
-        return sha256, key, 0, 0, f"the file can't be read ({e.strerror})"
-    return sha256, key, width, height, ""
+        return f"the file can't be read ({e.strerror})"
+    return ""
 
 
-def decode_batch(plan: dict[str, Any], order: list[Any], batch: np.ndarray) -> dict[str, Any]:
-    """Carry out one order and return its answer."""
-    first, members = order
-    try:
-        rows = [decode_one(plan, Member(*m), batch[i]) for i, m in enumerate(members)]
-        pwrite(plan["pixels_fd"], batch[:len(members)], first * batch[0].nbytes)
-    except Refused as e:
-        return {"refused": [str(e), e.code]}
-    except OSError as e:
-        return {"errno": e.errno, "message": e.strerror}
-    return {"rows": rows}
-
-
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Let malloc keep what an image leaves for the next one.
 
     It gives a free end of the heap back to the kernel from a size on that depends on what was freed before: where an
@@ -73,20 +124,3 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
-
-
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    keep_freed_memory()
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
-    plan = json.loads(sys.stdin.buffer.readline())
-    batch = np.zeros((plan["batch"], plan["size"], plan["size"], 3), np.uint8)
-    with contextlib.suppress(BrokenPipeError):
-        for line in sys.stdin.buffer:
-            answers.write(json.dumps(decode_batch(plan, json.loads(line), batch)).encode() + b"\n")
-            answers.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,20 @@
 """The one place that picks where tables and pixel statistics are computed: (xp, frames)."""
 
+from importlib.util import find_spec
 from types import ModuleType
+
+REMEDY = "install the extra, `uv sync --package preprocessing --extra gpu`, or set DEVICE=cpu"
 
 
 class MissingLibrary(RuntimeError):
     """DEVICE asks for a library that is not installed."""
+
+
+def check(device: str) -> None:
+    """Raise MissingLibrary when `choose` would, without an import: after those a process must not be forked."""
+    missing = [name for name in ("cudf", "cupy") if device == "gpu" and find_spec(name) is None]
+    if missing:
+        raise MissingLibrary(f"DEVICE=gpu needs CuPy and cuDF ({' and '.join(missing)} not found): {REMEDY}")
 
 
 def choose(device: str) -> tuple[ModuleType, ModuleType]:
@@ -24,6 +34,5 @@ def choose(device: str) -> tuple[ModuleType, ModuleType]:
                 import cudf
                 import cupy
             except ImportError as e:
-                raise MissingLibrary(f"DEVICE=gpu needs CuPy and cuDF ({e}): install the extra, "
-                                     "`uv sync --package preprocessing --extra gpu`, or set DEVICE=cpu") from e
+                raise MissingLibrary(f"DEVICE=gpu needs CuPy and cuDF ({e}): {REMEDY}") from e
             return cupy, cudf

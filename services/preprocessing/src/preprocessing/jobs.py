@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import ModuleType
 from typing import Any
 
 from preprocessing import cifar10, device, quality, sources, table, write
@@ -29,12 +28,13 @@ def run(job_id: str) -> dict[str, Any]:
 
 def prepare(job: PreprocessJob, ctx: Attempt) -> dict[str, Any]:
     """Read the source, decode its images, arrange and publish them as a Dataset. Returns the manifest's summary."""
-    xp, frames = device.choose(ctx.settings.device)
+    device.check(ctx.settings.device)
     path = sources.locate(job.source, ctx)
     # Unlinked from the start: whatever ends this process, the volume gets the space back.
     with TemporaryFile(dir=ctx.work) as pixels:
         with _open_tree(path, ctx) as tree:
-            labels, size, rows = _decode(tree, job, pixels.fileno(), xp, ctx)
+            labels, size, rows = _decode(tree, job, pixels.fileno(), ctx)
+        xp, frames = device.choose(ctx.settings.device)  # not before the decoding processes are forked
         arranged = table.arrange(frames, rows, labels, job.validation, job.test)
         staging = stage(ctx.root, ctx.job_id)
         try:
@@ -63,13 +63,14 @@ def _open_tree(path: Path, ctx: Attempt) -> Iterator[Tree]:
             yield tree
 
 
-def _decode(tree: Tree, job: PreprocessJob, pixels_fd: int, xp: ModuleType,
+def _decode(tree: Tree, job: PreprocessJob, pixels_fd: int,
             ctx: Attempt) -> tuple[tuple[str, ...], int, Rows]:
     """The classes' names, the size of an image, and what is known of each; the pixels go to `pixels_fd`."""
     ctx.report("read", 0, 1)
     batches = cifar10.find(tree)
     if batches:
         size = job.size or cifar10.SIDE
+        xp, _ = device.choose(ctx.settings.device)
         return cifar10.LABELS, size, cifar10.decode_cifar10(tree, batches, size, job.seed, pixels_fd, xp, ctx)
     layout = read_layout(tree)
     size = job.size or pick_size(tree, layout)
