@@ -140,6 +140,7 @@ def compare(name: str, folder: Path, size: int, rounds: int, temp: Path, goal: f
 def in_a_fork(work: Callable[[Path, Path, int], None], *args: Any) -> float:
     """Do it as a worker does a job, in a fork of a process that has everything imported; returns its CPU seconds."""
     forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["preprocessing.jobs", "psutil"])  # as a worker does; what this file imports with it
     result, send = forks.Pipe(duplex=False)
     process = forks.Process(target=forked, args=(work, args, send))
     process.start()

@@ -12,10 +12,11 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from shared import faults
@@ -92,18 +93,21 @@ def stage(root: Path, job_id: str) -> Path:
     return path
 
 
-def publish(root: Path, staging: Path, target: str, manifest: Manifest) -> Manifest:
+def publish(root: Path, staging: Path, target: str, manifest: Manifest,
+            digests: Mapping[str, str] = MappingProxyType({})) -> Manifest:
     """Turn a staging folder into the artifact `target` ("datasets/<id>", ...). The first publisher wins.
 
-    Adds to the manifest: schema, id, kind, created_at, and size and SHA-256 of every file. Returns the manifest that
-    stands at the target, this one or the winner's.
+    digests: the SHA-256 of files, by their path in the folder, that the caller has hashed as they now are. Adds to the
+    manifest: schema, id, kind, created_at, and size and SHA-256 of every file. Returns the manifest that stands at the
+    target, this one or the winner's.
     """
     final = root / target
     files = {}
     for path in sorted(p for p in staging.rglob("*") if p.is_file()):
         with open(path, "rb") as f:
             os.fsync(f.fileno())
-        files[str(path.relative_to(staging))] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        name = str(path.relative_to(staging))
+        files[name] = {"size": path.stat().st_size, "sha256": digests.get(name) or sha256(path)}
     folder, _, artifact_id = target.partition("/")
     whole = {"schema": 1, "kind": KINDS[folder], "id": artifact_id, "created_at": now(),
              "python": platform.python_version(), **manifest, "files": files}

@@ -1,7 +1,13 @@
-"""The one place that picks where tables and pixel statistics are computed: (xp, frames)."""
+"""The one place that picks where tables and pixel statistics are computed: (xp, frames).
+
+NumPy and pandas are imported at once, so that a worker's jobs find them there: pandas takes longer than 10,000 images.
+"""
 
 from importlib.util import find_spec
 from types import ModuleType
+
+import numpy
+import pandas
 
 REMEDY = "install the extra, `uv sync --package preprocessing --extra gpu`, or set DEVICE=cpu"
 
@@ -25,9 +31,6 @@ def choose(device: str) -> tuple[ModuleType, ModuleType]:
     """
     match device:
         case "cpu":
-            import numpy
-            import pandas
-
             return numpy, pandas
         case _:
             try:

@@ -7,7 +7,9 @@ A near-duplicate is a copy encoded anew, scaled, a little brighter or turned by 
 quarter turns are other images to the hash.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -102,24 +104,34 @@ def near_pairs(xp: ModuleType, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarr
     every = xp.asarray(hashes)
     eligible = xp.nonzero(_bits(xp, every) >= FEW_BITS)[0]
     every, n = every[eligible], len(eligible)
-    found = [xp.zeros(0, xp.int64)]
-    for word in range(WORDS):
-        order = _order(xp, every, word)
-        key, at = every[:, word][order], xp.arange(n)
-        for step in range(1, RUN + 1):
-            at = at[at < n - step]
-            at = at[key[at] == key[at + step]]
-            if not len(at):
-                break
-            a, b = order[at], order[at + step]
-            bits = _bits(xp, every[a] ^ every[b])
-            near = (bits >= min(word, 1)) & (bits <= NEAR)  # equal hashes are neighbours in every order: once will do
-            a, b = a[near], b[near]
-            found.append(xp.minimum(a, b) * n + xp.maximum(a, b))
+    if xp is np:  # it lets go of Python's lock while it sorts
+        with ThreadPoolExecutor(WORDS) as pool:
+            found = list(pool.map(partial(_near_by_word, xp, every), range(WORDS)))
+    else:
+        found = [_near_by_word(xp, every, word) for word in range(WORDS)]
     codes = xp.unique(xp.concatenate(found))
     a, b = codes // max(n, 1), codes % max(n, 1)
     bits = _bits(xp, every[a] ^ every[b])
     return to_host(xp.stack([eligible[a], eligible[b]], axis=1)), to_host(bits)
+
+
+def _near_by_word(xp: ModuleType, every: Any, word: int) -> Any:
+    """int64 [P]: near pairs i < j, as i * N + j, among images with an equal word."""
+    n = len(every)
+    found = [xp.zeros(0, xp.int64)]
+    order = _order(xp, every, word)
+    key, at = every[:, word][order], xp.arange(n)
+    for step in range(1, RUN + 1):
+        at = at[at < n - step]
+        at = at[key[at] == key[at + step]]
+        if not len(at):
+            break
+        a, b = order[at], order[at + step]
+        bits = _bits(xp, every[a] ^ every[b])
+        near = (bits >= min(word, 1)) & (bits <= NEAR)  # equal hashes are neighbours in every order: once will do
+        a, b = a[near], b[near]
+        found.append(xp.minimum(a, b) * n + xp.maximum(a, b))
+    return xp.concatenate(found)
 
 
 def _order(xp: ModuleType, hashes: Any, word: int) -> Any:
