@@ -1,6 +1,7 @@
 """docs/hardware.md and the pipeline's part of docs/benchmarks/gpu.md, rendered from what was recorded beside them.
 
-docs/benchmarks/gpu.json is the last run of `./run bench gpu` on a GPU, images.json what `./run bench images` built.
+docs/benchmarks/gpu.json is the last run of `./run bench gpu` on a GPU, tensorrt.json that of benchmarks/tensorrt_gpu.py,
+images.json what `./run bench images` built.
 """
 
 import json
@@ -23,7 +24,7 @@ INTRODUCTION = """# What ran where
 
 Written by `./run bench gpu` and `./run bench images` from what they saw, not by hand.
 
-*ran*: on such hardware, with the result in [benchmarks/gpu.md](benchmarks/gpu.md). *built*: the image builds, all but
+*ran*: on such hardware, with the result in [benchmarks/](benchmarks/gpu.md). *built*: the image builds, all but
 TensorRT, and its packages import; no GPU was there. *checked only*: written and tested as far as a host without a GPU
 can, never run on one. `device` in a prediction and in a card's rows says what computed: where a host has no GPU that is
 the CPU, and for LiteRT everywhere.
@@ -53,10 +54,11 @@ def write_docs(docs: Path = DOCS, run: Path | None = None) -> None:
         shutil.copyfile(run, record)
     result = json.loads(record.read_text())
     images = json.loads((docs / "benchmarks" / "images.json").read_text())
+    engines = json.loads((docs / "benchmarks" / "tensorrt.json").read_text())
     page = docs / "benchmarks" / "gpu.md"
     before, _, rest = page.read_text().partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n{pipeline(result)}{END}{rest.partition(END)[2]}")
-    (docs / "hardware.md").write_text(hardware(result, images))
+    (docs / "hardware.md").write_text(hardware(result, images, engines))
 
 
 def pipeline(result: Result) -> str:
@@ -90,8 +92,8 @@ def variants(result: Result) -> list[dict[str, Any]]:
     return [variant for row in result["rows"] for variant in row.get("card", {}).get("rows", [])]
 
 
-def hardware(result: Result, images: Mapping[str, Any]) -> str:
-    """docs/hardware.md: what `result` saw ran, what `images` has is built, the rest is checked only."""
+def hardware(result: Result, images: Mapping[str, Any], engines: Result) -> str:
+    """docs/hardware.md: what `result` and `engines` saw ran, what `images` has is built, the rest is checked only."""
     on_gpu = [row["part"] for row in result["rows"] if not row["failed"]] if result["gpus"] else []
     formats = {v["format"] for v in variants(result) if v["state"] == "measured" and v.get("device", "cpu") != "cpu"}
     ran = [  # part, whether the run saw it, the service whose versions matter
@@ -101,13 +103,16 @@ def hardware(result: Result, images: Mapping[str, Any]) -> str:
         ("training on a GPU", any(p.startswith("train ") and p.endswith(" on gpu") for p in on_gpu), "training"),
         ("a worker's start-up check, a GPU lease of each job", any(part.endswith(" on gpu") for part in on_gpu), ""),
         ("ONNX Runtime on a GPU", bool(on_gpu) and "onnx" in formats, "optimization"),
-        ("TensorRT engines built and run", bool(on_gpu) and "tensorrt" in formats, "optimization"),
+        ("TensorRT variants through the optimization worker", bool(on_gpu) and "tensorrt" in formats, "optimization"),
     ]
     rows = [("everything with DEVICE=cpu, plain and in Compose", "ran (x86-64, 2 cores; the tests)")]
     for part, seen, service in ran:
         versions = result["versions"].get(service)
         where = f"ran on {machine(result)}, {result['date']}" + (f": {_list(versions)}" if versions else "")
         rows.append((part, where if seen else "checked only"))
+    built = [row["precision"] for row in engines["rows"] if set(row.get("checks", {}).values()) == {"OK"}]
+    rows.append(("TensorRT engines built, checked and run", f"ran on {machine(engines)}, {engines['when'][:10]}: "
+                 f"{', '.join(built)} with TensorRT {engines['host']['tensorrt']}" if built else "checked only"))
     rows += [(f"image with DEVICE=gpu: {service}",
               f"built {images[service]['date']}: {_list(images[service]['versions'])}" if service in images
               else "checked only") for service in SHOWN]

@@ -21,7 +21,8 @@ def hardware(monkeypatch):
 def docs(tmp_path):
     """A copy of the documents that are rendered, to write into."""
     (tmp_path / "benchmarks").mkdir()
-    for name in ("hardware.md", "benchmarks/gpu.md", "benchmarks/gpu.json", "benchmarks/images.json"):
+    for name in ("hardware.md", "benchmarks/gpu.md", "benchmarks/gpu.json", "benchmarks/images.json",
+                 "benchmarks/tensorrt.json"):
         (tmp_path / name).write_text((TOP / "docs" / name).read_text())
     return tmp_path
 
@@ -57,15 +58,25 @@ def run(**changes):
             "versions": {"training": {"python": "3.12.1", "tensorflow": "2.21.0"}}, **changes}
 
 
+def engines(**row):
+    """A recorded run of the TensorRT benchmark on one GPU."""
+    return {"when": "2030-01-03T00:00:00Z", "cores": 4, "gpus": [{"name": "NVIDIA H100", "driver": "600.1"}],
+            "host": {"tensorrt": "11.0"}, "rows": [{"precision": "fp16", "checks": {"answers": "OK"}, **row}]}
+
+
 def states(page):
     return dict(re.findall(r"^\| (.*?) \| (.*) \|$", page, re.MULTILINE))
 
 
 def test_what_the_run_saw_has_run_and_what_was_built_is_built(hardware):
-    seen = states(hardware.hardware(run(), {"training": {"date": "2030-01-01", "versions": {"keras": "3.15.1"}}}))
+    images = {"training": {"date": "2030-01-01", "versions": {"keras": "3.15.1"}}}
+    seen = states(hardware.hardware(run(), images, engines()))
     where = "ran on 2 x NVIDIA H100 (driver 600.1), 4 CPU cores, 2030-01-02"
-    for part in ("preprocessing on cuDF and CuPy", "ONNX Runtime on a GPU", "TensorRT engines built and run"):
+    for part in ("preprocessing on cuDF and CuPy", "ONNX Runtime on a GPU",
+                 "TensorRT variants through the optimization worker"):
         assert seen[part] == where, part
+    assert seen["TensorRT engines built, checked and run"] == (
+        "ran on 1 x NVIDIA H100 (driver 600.1), 4 CPU cores, 2030-01-03: fp16 with TensorRT 11.0")
     assert seen["training on a GPU"] == f"{where}: python 3.12.1, tensorflow 2.21.0"
     assert seen["image with DEVICE=gpu: training"] == "built 2030-01-01: keras 3.15.1"
     assert seen["image with DEVICE=gpu: inference"] == "checked only"
@@ -76,9 +87,10 @@ def test_what_failed_or_computed_on_the_cpu_has_not_run_on_a_gpu(hardware):
     rows[0]["failed"] = rows[3]["failed"] = True
     for variant in rows[4]["card"]["rows"]:
         variant["device"] = "cpu"
-    seen = states(hardware.hardware(run(rows=rows, gpus=run()["gpus"][:1]), {}))
+    seen = states(hardware.hardware(run(rows=rows, gpus=run()["gpus"][:1]), {},
+                                    engines(checks={"answers": "FAIL"})))
     assert not [part for part, state in seen.items() if "ran on" in state]
-    assert "ran on" not in hardware.hardware(run(gpus=[]), {})
+    assert "ran on" not in hardware.hardware(run(gpus=[]), {}, engines(checks={"answers": "FAIL"}))
 
 
 def test_a_run_brought_home_becomes_the_recorded_one(hardware, docs, tmp_path):

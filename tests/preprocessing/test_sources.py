@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from preprocessing.download import download
 from preprocessing.sources import locate
+from preprocessing.tree import scan
 from shared.attempt import Attempt, Cancelled
 from shared.errors import Refused
 from shared.jobs import PreprocessJob, new_id
@@ -139,6 +141,20 @@ def test_an_import_that_is_a_link_out_is_refused(ctx: Attempt, imports: Path, tm
     (imports / "pets").symlink_to(tmp_path / "outside")
     with pytest.raises(Refused, match="leads out"):
         locate("import:pets", ctx)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("below", ["", "cats"])
+def test_an_import_that_may_not_be_read_is_refused_and_says_for_whom(ctx: Attempt, imports: Path, below: str) -> None:
+    (imports / "pets" / "cats").mkdir(parents=True)
+    closed = imports / "pets" / below
+    closed.chmod(0)
+    try:
+        with pytest.raises(Refused, match=f"user, {os.getuid()}: give everybody the right") as e:
+            scan(str(locate("import:pets", ctx)), str(imports))
+    finally:
+        closed.chmod(0o755)
+    assert e.value.code == "source_unavailable"
 
 
 def test_an_import_may_lie_deeper(ctx: Attempt, imports: Path) -> None:

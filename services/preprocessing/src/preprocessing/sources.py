@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from preprocessing.download import UNAVAILABLE, download
+from preprocessing.tree import UNREADABLE
 from shared.artifacts import read_json
 from shared.attempt import Attempt
 from shared.errors import NotFound, Refused
@@ -60,4 +61,6 @@ def _import(imports: Path, name: str) -> Path:
         raise Refused(f"import {name!r} leads out of the imports folder: copy the data into it", "bad_name")
     if not os.path.exists(path):
         raise Refused(f"import {name!r} does not exist: put the folder or archive into the imports folder", UNAVAILABLE)
+    if not os.access(path, os.R_OK):
+        raise Refused(UNREADABLE.format(path, os.getuid()), UNAVAILABLE)
     return Path(path)

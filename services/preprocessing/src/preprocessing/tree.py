@@ -3,6 +3,8 @@
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple
@@ -14,6 +16,7 @@ MAX_FILE = 128 << 20  # bytes of one file; the largest raw image that may be dec
 SMALL = 1 << 14  # bytes of a file that is read at one go, without asking for its size
 STORED, DEFLATED = 0, 8  # zip's numbers
 BAD_ARCHIVE = "bad_archive"
+UNREADABLE = "{} can't be read by this worker's user, {}: give everybody the right, `chmod -R a+rX FOLDER`"
 
 
 class Member(NamedTuple):
@@ -59,14 +62,15 @@ def scan(folder: str, within: str) -> Tree:
     """Every file below a folder, in order of path.
 
     Raises:
-        Refused: (bad_dataset) a link leads out of `within` or to a folder, or there are too many files.
+        Refused: (bad_dataset) a link leads out of `within` or to a folder, or there are too many files;
+            (source_unavailable) a folder can't be read.
     """
     members: list[Member] = []
     root = os.path.realpath(within)
     todo = [""]
     while todo:
         below = todo.pop()
-        with os.scandir(os.path.join(folder, below)) as entries:
+        with _scandir(os.path.join(folder, below)) as entries:
             for entry in entries:
                 path = f"{below}/{entry.name}" if below else entry.name
                 if entry.is_symlink():
@@ -82,6 +86,13 @@ def scan(folder: str, within: str) -> Tree:
             raise Refused(f"the folder has more than {MAX_MEMBERS:,} files: split the dataset", "bad_dataset")
     members.sort(key=itemgetter(0))
     return Tree("folder", members, folder=folder)
+
+
+def _scandir(path: str) -> AbstractContextManager[Iterator["os.DirEntry[str]"]]:
+    try:
+        return os.scandir(path)
+    except PermissionError:
+        raise Refused(UNREADABLE.format(path, os.getuid()), "source_unavailable") from None
 
 
 def read(kind: str, folder: str, fd: int, member: Member) -> bytes:
