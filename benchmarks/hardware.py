@@ -1,7 +1,7 @@
 """docs/hardware.md and the pipeline's part of docs/benchmarks/gpu.md, rendered from what was recorded beside them.
 
-docs/benchmarks/gpu.json is the last run of `./run bench gpu` on a GPU, tensorrt.json that of benchmarks/tensorrt_gpu.py,
-images.json what `./run bench images` built.
+In docs/benchmarks: gpu.json is the last run of `./run bench gpu` on a GPU, tensorrt.json that of
+benchmarks/tensorrt_gpu.py, images.json what `./run bench images` built.
 """
 
 import json
