@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.settings import DESCRIPTIONS, Settings, SettingsError, load
+from shared.settings import DESCRIPTIONS, Settings, SettingsError, batches, load
 
 
 def test_defaults_stand_where_nothing_or_an_empty_string_is_set():
@@ -21,7 +21,10 @@ def test_values_are_read_as_their_type():
                                            ({"DEVICE": "tpu"}, "expected gpu or cpu"),
                                            ({"MIXED_PRECISION": "fp8"}, "expected auto or off"),
                                            ({"GPUS_PER_TRAINING": "0"}, "expected 1 or more"),
-                                           ({"GPU_MEMORY_MIB": "-1"}, "expected 0 or more")])
+                                           ({"GPU_MEMORY_MIB": "-1"}, "expected 0 or more"),
+                                           ({"ENGINE_BATCHES": "1,64"}, "expected three numbers"),
+                                           ({"ENGINE_BATCHES": "8,64,128"}, "the first of them 1"),
+                                           ({"ENGINE_BATCHES": "1,64,32"}, "that don't fall")])
 def test_a_bad_value_stops_with_its_name(env, says):
     with pytest.raises(SettingsError, match=says):
         load(env)
@@ -29,3 +32,8 @@ def test_a_bad_value_stops_with_its_name(env, says):
 
 def test_every_setting_is_described():
     assert set(DESCRIPTIONS) == {f.name for f in dataclasses.fields(Settings)}
+
+
+def test_engine_batches_are_three_numbers():
+    assert batches(load({})) == (1, 64, 1024)
+    assert batches(load({"ENGINE_BATCHES": "1, 8, 256"})) == (1, 8, 256)

@@ -35,6 +35,7 @@ class Settings:
     gpus_per_training: int = 1
     gpu_memory_mib: int = 0
     mixed_precision: str = "auto"
+    engine_batches: str = "1,64,1024"
     log_level: str = "INFO"
     fault: str = ""
 
@@ -61,6 +62,7 @@ DESCRIPTIONS = {
     "gpus_per_training": "GPUs that one training takes, all at once",
     "gpu_memory_mib": "most memory a training takes of each GPU, 0 for as much as it needs",
     "mixed_precision": "auto or off: whether trainings compute in bfloat16 on GPUs that have it",
+    "engine_batches": "images at once that a TensorRT engine takes: least (1), usual, most",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
     "fault": "for tests: a named point at which the process kills itself",
 }
@@ -94,7 +96,20 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"GPUS_PER_TRAINING={settings.gpus_per_training} can't be: expected 1 or more")
     if settings.gpu_memory_mib < 0:
         raise SettingsError(f"GPU_MEMORY_MIB={settings.gpu_memory_mib} can't be: expected 0 or more")
+    batches(settings)
     return settings
+
+
+def batches(settings: Settings) -> tuple[int, int, int]:
+    """The least, the usual and the largest batch of a TensorRT engine. Raises SettingsError for what can't be one."""
+    try:
+        least, usual, most = (int(part) for part in settings.engine_batches.split(","))
+    except ValueError:
+        least, usual, most = 0, 0, 0
+    if not 1 == least <= usual <= most:
+        raise SettingsError(f"ENGINE_BATCHES={settings.engine_batches!r} can't be: expected three numbers that don't "
+                            "fall, the first of them 1, as 1,64,1024")
+    return least, usual, most
 
 
 def threads(settings: Settings) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from optimization.build import PROFILE, Source, build
+from optimization.build import Source, build
 from optimization.card import REFERENCE, Row, accuracy, figures, make_card, new_row, summary, write_card
 from optimization.export import CALIBRATION_IMAGES, stratified
 from optimization.gate import Candidate, choose, explain, judge
@@ -21,7 +21,7 @@ from shared.errors import Conflict, Damaged, Refused
 from shared.jobs import OptimizeJob
 from shared.runtimes import Session, compare_golden, open_session, run_in_chunks
 from shared.runtimes.plan import Unfit
-from shared.settings import threads
+from shared.settings import batches, threads
 
 CHOOSING_IMAGES = 1024  # validation images by which tensorrt-int8 chooses among its calibrations
 
@@ -77,7 +77,7 @@ def open_all(job: OptimizeJob, ctx: Attempt, manifest: Manifest, dataset: Datase
         try:
             if variant.startswith("tensorrt-") and ctx.settings.device != "gpu":
                 raise Unfit("not built: TensorRT needs a GPU, and this ran with DEVICE=cpu")
-            build(ctx.root, ctx.job_id, source, variant, PROFILE, building(ctx, variant))
+            build(ctx.root, ctx.job_id, source, variant, batches(ctx.settings), building(ctx, variant))
             session, found = open_session(ctx.root, job.model_id, variant, threads(ctx.settings), ctx.settings.device)
         except (Damaged, Refused, Unfit) as e:
             rows[variant] = new_row(variant, "failed", winner=False, why=str(e))
