@@ -21,8 +21,9 @@ from optimization.export import export
 from shared.artifacts import Manifest, open_artifact, publish, stage
 from shared.errors import Damaged, NotFound
 from shared.runtimes import ENGINES, FILES, TOLERANCE, Session, check_golden, compare_golden, load, run_in_chunks
+from shared.settings import Settings, batches
 
-PROFILE = (1, 64, 1024)  # the least, the usual and the largest batch of a TensorRT engine
+PROFILE = batches(Settings())  # the least, the usual and the largest batch of a TensorRT engine, by default
 
 
 def tools() -> dict[str, str]:
@@ -48,12 +49,12 @@ class Source:
     validation: np.ndarray | None = None  # uint8 [V, size, size, 3]
 
 
-def build(root: Path, job_id: str, source: Source, variant: str, batches: tuple[int, int, int] = PROFILE,
+def build(root: Path, job_id: str, source: Source, variant: str, profile: tuple[int, int, int] = PROFILE,
           progress: Callable[[str, int, int], None] = lambda phase, step, of: None) -> Manifest:
     """Publish a Variant, or find it published. Returns its manifest.
 
-    Of a TensorRT Variant the engine for this host is built too, wherever there is none that fits: batches are the
-    least, the usual and the largest of its profile, and `progress` hears of each phase.
+    Of a TensorRT Variant the engine for this host is built too, wherever there is none that fits: `profile` is the
+    least, the usual and the largest of its batches, and `progress` hears of each phase.
 
     Raises:
         Unfit: a TensorRT Variant, without TensorRT or a GPU.
@@ -69,7 +70,7 @@ def build(root: Path, job_id: str, source: Source, variant: str, batches: tuple[
         if format == "tensorrt":
             from optimization.engine import ensure
 
-            path, _ = ensure(root / ENGINES, path, precision, batches, check, progress)
+            path, _ = ensure(root / ENGINES, path, precision, profile, check, progress)
         return path.stat().st_size
 
     try:

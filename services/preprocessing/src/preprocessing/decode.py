@@ -1,7 +1,6 @@
 """Decode every image of a source with several processes into one file of pixels, in the order of the source."""
 
 import json
-import mmap
 import multiprocessing
 import os
 import warnings
@@ -42,7 +41,7 @@ def decode_all(tree: Tree, layout: Layout, size: int, seed: int, pixels_fd: int,
     step = min(BATCH_BYTES // (size * size * 3), max(total // (16 * processes), 8), 256)
     step = max(step, -(-total // ORDERS))
     processes = min(processes, -(-total // step))
-    answers = Answers(total, processes, _shared)
+    answers = Answers(total, processes)
     plan = Plan(tree, layout.members, size, seed, pixels_fd, step)
     rows = Rows([m.path for m in layout.members], np.array(layout.codes, np.int32), np.array(layout.splits, np.int8))
     done, halfway = 0, False
@@ -57,11 +56,6 @@ def decode_all(tree: Tree, layout: Layout, size: int, seed: int, pixels_fd: int,
             if done == total:
                 break
     return answers.fill(rows)
-
-
-def _shared(bytes_: int) -> mmap.mmap:
-    """Memory that forks have in common."""
-    return mmap.mmap(-1, max(bytes_, 1))
 
 
 @contextmanager
@@ -80,7 +74,7 @@ def _forked(plan: Plan, answers: Answers) -> Iterator[Iterator[bytes]]:
             warnings.simplefilter("ignore", DeprecationWarning)
             for child in children:
                 child.start()
-        os.close(tell)
+        os.close(tell)  # the forks' ends are the last: when they are gone, reading ends
         yield _lines(told, children, plan, answers)
     finally:
         for child in children:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Any
@@ -46,22 +45,22 @@ class Plan:
 
 
 class Answers:
-    """The columns that the processes fill, an entry an image; `memory(bytes)` gives what they lie in.
+    """The columns that the processes fill, an entry an image, in memory that forks have in common.
 
     sha256: 32 bytes an image; keys: uint64 [N]; widths, heights: int32 [N], pixels on a screen; at: int64
     [processes], the image that each is at.
     """
 
-    def __init__(self, n: int, processes: int, memory: Callable[[int], mmap]):
-        self.sha256 = memory(n * 32)
-        self.keys = np.frombuffer(memory(n * 8), np.uint64, n)
-        self.widths = np.frombuffer(memory(n * 4), np.int32, n)
-        self.heights = np.frombuffer(memory(n * 4), np.int32, n)
-        self.at = np.frombuffer(memory(processes * 8), np.int64, processes)
+    def __init__(self, n: int, processes: int):
+        self.sha256 = mmap(-1, n * 32)
+        self.keys = np.frombuffer(mmap(-1, n * 8), np.uint64)
+        self.widths = np.frombuffer(mmap(-1, n * 4), np.int32)
+        self.heights = np.frombuffer(mmap(-1, n * 4), np.int32)
+        self.at = np.frombuffer(mmap(-1, processes * 8), np.int64)
 
     def fill(self, rows: Rows) -> Rows:
         """Put what was found into the columns of `rows`."""
-        text = self.sha256[:32 * len(rows.paths)].hex()
+        text = self.sha256[:].hex()
         rows.sha256 = [text[i:i + 64] for i in range(0, len(text), 64)]
         rows.keys, rows.widths, rows.heights = self.keys.copy(), self.widths.copy(), self.heights.copy()
         return rows
