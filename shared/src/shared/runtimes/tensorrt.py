@@ -42,6 +42,7 @@ class TensorRTSession:
         self._size = _image_size(path, self._engine, self.header)
         self._buckets = buckets_up_to(self.header.batches[2])
         self._lanes = [_Lane(self._engine, self._buckets[-1])]
+        self._results = cuda.Pinned((self._buckets[-1], self._lanes[0].classes), np.float32)
 
     def pinned(self, count: int) -> np.ndarray:
         """A new page-locked uint8 [count, size, size, 3], which `run` reads without copying it first."""
@@ -54,17 +55,16 @@ class TensorRTSession:
         if count > most and len(self._lanes) == 1:
             self._lanes.append(_Lane(self._engine, most))
         direct = batch.flags.c_contiguous and cuda.is_pinned(batch.ctypes.data)
-        scores = np.empty((count, self._lanes[0].classes), np.float32)
-        begun: list[tuple[_Lane, int, int]] = []
+        if count > len(self._results.array):
+            self._results = cuda.Pinned((count, self._lanes[0].classes), np.float32)
+        scores = self._results.array
         for number, start in enumerate(range(0, count, most)):
-            if len(begun) == len(self._lanes):
-                _collect(scores, *begun.pop(0))
-            lane, end = self._lanes[number % len(self._lanes)], min(start + most, count)
-            lane.begin(batch[start:end], direct, next(n for n in self._buckets if n >= end - start))
-            begun.append((lane, start, end))
-        for piece in begun:
-            _collect(scores, *piece)
-        return scores
+            piece, lane = batch[start:start + most], self._lanes[number % len(self._lanes)]
+            bucket = next(n for n in self._buckets if n >= len(piece))
+            lane.begin(piece, direct, bucket, scores[start:start + len(piece)])
+        for lane in self._lanes:
+            lane.wait()
+        return scores[:count].copy()
 
     def close(self) -> None:
         """Free the GPU's memory. A closed session runs nothing."""
@@ -135,24 +135,28 @@ class _Lane:
         self._scratch = cuda.Memory(scratch_size(engine))
         self._images, self._scores = cuda.Memory(most * self._image_bytes), cuda.Memory(4 * most * self.classes)
         self._staging = cuda.Pinned((most, *shape), np.uint8)
-        self._results = cuda.Pinned((most, self.classes), np.float32)
-        self._staged, self._answers = self._staging.array, self._results.array
+        self._staged = self._staging.array
         self._graphs: dict[int, tuple[Any, cuda.Graph]] = {}  # with its context, whose state it was captured in
 
-    def begin(self, images: np.ndarray, direct: bool, bucket: int) -> None:
-        """Send images up and start the graph; with `direct` they are page-locked and stay as they are until `end`."""
-        if not direct:
-            self._staged[:len(images)] = images
+    def begin(self, images: np.ndarray, direct: bool, bucket: int, scores: np.ndarray) -> None:
+        """Send images up, compute, and fetch their scores into page-locked float32 [N, classes]; `wait` for all that.
+
+        With `direct` the images are page-locked and stay as they are until then. Any others are staged, which waits
+        for what the lane has begun; page-locked ones do not, and the GPU always has the next piece at hand.
+        """
         if bucket not in self._graphs:
             self._graphs[bucket] = self._captured(bucket)
+        if not direct:
+            self.wait()
+            self._staged[:len(images)] = images
         source = images.ctypes.data if direct else self._staging.pointer
         self._stream.upload(self._images.pointer, source, len(images) * self._image_bytes)
         self._stream.launch(self._graphs[bucket][1])
+        self._stream.download(scores.ctypes.data, self._scores.pointer, scores.nbytes)
 
-    def end(self, count: int) -> np.ndarray:
-        """The scores of what was begun, float32 [count, classes], valid until the next `begin`."""
+    def wait(self) -> None:
+        """Until everything that was begun is done."""
         self._stream.wait()
-        return self._answers[:count]
 
     def close(self) -> None:
         self._stream.wait()
@@ -164,7 +168,7 @@ class _Lane:
             memory.close()
 
     def _captured(self, bucket: int) -> tuple[Any, cuda.Graph]:
-        """Computation and download of a bucket as a graph.
+        """The computation of a bucket as a graph.
 
         Each graph has a context of its own: one whose shapes change after a capture leaves the graph undefined. The
         contexts share the lane's scratch memory, since a stream runs one at a time.
@@ -179,13 +183,8 @@ class _Lane:
         self._stream.wait()
         with cuda.capture(self._stream) as graphs:
             self._compute(context)
-            self._stream.download(self._results.pointer, self._scores.pointer, 4 * bucket * self.classes)
         return context, graphs[0]
 
     def _compute(self, context: Any) -> None:
         if not context.execute_async_v3(self._stream.number):
             raise cuda.CudaError("TensorRT could not start the computation; its log above says why")
-
-
-def _collect(scores: np.ndarray, lane: _Lane, start: int, end: int) -> None:
-    scores[start:end] = lane.end(end - start)
