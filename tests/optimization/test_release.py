@@ -1,16 +1,19 @@
 """OptimizeJob from end to end: Variants published, measured, judged; the card; the alias."""
 
+import base64
 import json
 import shutil
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 from redis import Redis
 
-from optimization.card import REFERENCE
+from optimization.card import REFERENCE, write_card
 from optimization.jobs import optimize
 from optimization.page import render
 from shared.artifacts import aliases, open_artifact, promote, register_version, sha256, versions
@@ -131,8 +134,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
-        assert not {name for name, _ in attributes} & {"src", "href", "onclick"}
-        if tag != "meta":
+        assert not {name for name, _ in attributes} & {"href", "onclick"}
+        assert all(value.startswith("data:image/png;base64,") for name, value in attributes if name == "src")
+        if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -157,6 +161,32 @@ def test_the_page_stands_alone_and_shows_every_row_and_the_plot(released):
         assert words.count(row["variant"]) >= 2
     svg = ElementTree.fromstring(text[text.index("<svg"):text.index("</svg>") + 6])
     assert len(svg.findall("circle")) == 1 + len(PORTABLE)
+
+
+def test_the_card_tells_of_classes_calibration_mistakes_and_doubtful_labels_and_shows_those_images(released):
+    root, _, card = released
+    found = card["diagnosis"]
+    assert found["of"] == card["winner"]
+    assert [row["label"] for row in found["per_class"]] == open_artifact(root, "models/m-1")["spec"]["labels"]
+    assert sum(row["images"] for row in found["per_class"]) == found["calibration"]["images"] == 900
+    right = sum(row["recall"] * row["images"] for row in found["per_class"])
+    assert right / 900 == pytest.approx(rows(card)[card["winner"]]["accuracy"])
+    text = (root / "cards/m-1.html").read_text()
+    named = found["mistakes"] + found["label_errors"]["images"]
+    assert text.count('src="data:image/png;base64,') == len(named)
+
+
+def test_an_image_on_the_page_is_the_one_that_the_card_names(released):
+    root, _, card = released
+    images = Dataset(root, "d-1").images("validation")
+    entry = {"image": 7, "label": "<b>a", "found": "b", "confidence": 0.9, "of_label": 0.1}
+    diagnosis = {**card["diagnosis"], "mistakes": [entry]}
+    write_card(root, {**card, "model": "m-shown", "diagnosis": diagnosis}, images)
+    text = (root / "cards/m-shown.html").read_text()
+    assert Page(text).open == []
+    assert "<b>a" not in text
+    data = text.split('src="data:image/png;base64,')[1].split('"')[0]
+    assert np.array_equal(np.asarray(Image.open(BytesIO(base64.b64decode(data)))), images[7])
 
 
 def test_a_second_attempt_takes_what_the_first_published_and_keeps_one_version(released, begin, tmp_path):
@@ -199,7 +229,8 @@ def test_where_none_passes_the_job_succeeds_and_moves_nothing(released, begin, t
 
 def test_a_name_with_markup_is_shown_as_text(released):
     _, _, card = released
-    text = render({**card, "name": "<script>alert(1)</script>", "cpu": "a & b"})
+    diagnosis = {**card["diagnosis"], "mistakes": [], "label_errors": {"suspected": 0, "images": []}}
+    text = render({**card, "name": "<script>alert(1)</script>", "cpu": "a & b", "diagnosis": diagnosis}, {})
     assert "script" not in Page(text).tags
     assert "a &amp; b" in text
 

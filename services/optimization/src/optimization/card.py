@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from optimization.build import agreement, tools
+from optimization.findings import thumbnail
 from optimization.gate import METHOD, NEAR
 from optimization.measure import Speed
 from optimization.page import render
@@ -39,7 +40,7 @@ def figures(reference: np.ndarray, scores: np.ndarray, labels: np.ndarray, speed
 
 
 def make_card(job: OptimizeJob, manifest: Manifest, version: int, rows: dict[str, Row], winner: str | None,
-              alias: dict[str, Any], tested: dict[str, Any], validation_images: int, threads: int) -> Card:
+              alias: dict[str, Any], tested: dict[str, Any], diagnosis: dict[str, Any], threads: int) -> Card:
     device = next((row["device"] for row in rows.values() if row.get("device", "cpu") != "cpu"), "cpu")
     return {"schema": 1, "name": job.name, "version": version, "model": job.model_id,
             "dataset": manifest["parents"]["dataset"], "recipe": manifest.get("recipe"),
@@ -48,8 +49,8 @@ def make_card(job: OptimizeJob, manifest: Manifest, version: int, rows: dict[str
             "cpu": cpu_name(), "threads": threads,
             "versions": {"python": platform.python_version(), "numpy": np.__version__, **tools()},
             "gate": {"budget": job.budget, "rank_batch": job.rank_batch, "near": NEAR, "method": METHOD,
-                     "validation_images": validation_images},
-            "rows": list(rows.values()), "winner": winner, "alias": alias, "test": tested}
+                     "validation_images": diagnosis["calibration"]["images"]},
+            "rows": list(rows.values()), "winner": winner, "alias": alias, "test": tested, "diagnosis": diagnosis}
 
 
 def cpu_name() -> str:
@@ -60,10 +61,13 @@ def cpu_name() -> str:
     return platform.machine()
 
 
-def write_card(root: Path, card: Card) -> None:
-    """cards/<model>.json and .html, each whole or not at all."""
+def write_card(root: Path, card: Card, images: np.ndarray) -> None:
+    """cards/<model>.json and .html, each whole or not at all; images: the validation split, uint8 [N, S, S, 3]."""
+    diagnosis = card["diagnosis"]
+    shown = {entry["image"] for entry in diagnosis["mistakes"] + diagnosis["label_errors"]["images"]}
+    pictures = {number: thumbnail(images[number]) for number in shown}
     write_json(root / "cards" / f"{card['model']}.json", card)
-    write_bytes(root / "cards" / f"{card['model']}.html", render(card).encode())
+    write_bytes(root / "cards" / f"{card['model']}.html", render(card, pictures).encode())
 
 
 def summary(card: Card) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from html import escape
 from typing import Any
 
+from optimization import findings
 from optimization.plot import kind_of, plot
 
 STYLE = """
@@ -34,8 +35,11 @@ VERDICTS = {"reference": "reference", "winner": "won", "passes": "passes", "refu
 HEADINGS = ("Variant", "Gate", "On", "Accuracy %", "Loss, points (95 %)", "As Keras %", "p50 ms", "p99 ms")
 
 
-def render(card: dict[str, Any]) -> str:
-    """A whole HTML document from a card's JSON. Every name and sentence of the card is escaped."""
+def render(card: dict[str, Any], pictures: dict[int, bytes]) -> str:
+    """A whole HTML document from a card's JSON and PNGs of the validation images that it names.
+
+    Every name and sentence of the card is escaped.
+    """
     gate, test = card["gate"], card["test"]
     measured = [row for row in card["rows"] if row["state"] == "measured"]
     batches = list(measured[0]["images_per_s"])
@@ -45,7 +49,7 @@ def render(card: dict[str, Any]) -> str:
     title = f"{card['name']} version {card['version']}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}: release card</title><style>{STYLE}</style></head><body>
+<title>{escape(title)}: release card</title><style>{STYLE}{findings.STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <p class="lead">{escape(_verdict(card))}</p>
 <p class="soft">{escape(_tested(test, card["winner"]))}</p>
@@ -55,6 +59,7 @@ def render(card: dict[str, Any]) -> str:
 <p class="soft">The band is what the budget allows: {gate["budget"]:g} points under Keras. A vertical line is the 95 %
 interval of a variant's loss, taken from Keras's accuracy; a variant passes when it does not reach below the band.</p>
 <h2>Why</h2>{reasons}
+{findings.findings(card["diagnosis"], pictures)}
 <h2>How it was measured</h2>{_definitions(_facts(card))}
 </body></html>
 """

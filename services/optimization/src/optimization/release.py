@@ -9,6 +9,7 @@ import numpy as np
 
 from optimization.build import Source, build
 from optimization.card import REFERENCE, Row, accuracy, figures, make_card, new_row, summary, write_card
+from optimization.diagnosis import diagnose
 from optimization.export import CALIBRATION_IMAGES, stratified
 from optimization.gate import Candidate, choose, explain, judge
 from optimization.measure import BATCHES, measure
@@ -50,10 +51,12 @@ def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
         ctx.report("gate", 0, 1)
         winner = decide(job, rows, scores, labels)
         tested = accuracy_on_test(dataset, {name: sessions[name] for name in (REFERENCE, winner) if name})
+        judged = winner or REFERENCE
+        diagnosis = {"of": judged, **diagnose(scores[judged], labels, manifest["spec"]["labels"])}
     version = register_version(ctx.root, job.name, job.model_id)
     alias = move_alias(job, ctx, version, winner)
-    card = make_card(job, manifest, version, rows, winner, alias, tested, len(labels), threads(ctx.settings))
-    write_card(ctx.root, card)
+    card = make_card(job, manifest, version, rows, winner, alias, tested, diagnosis, threads(ctx.settings))
+    write_card(ctx.root, card, images)
     ctx.report("gate", 1, 1)
     return summary(card)
 
