@@ -15,6 +15,7 @@ from inference.healing import queue_rebuild
 from inference.loaded import LoadedModels
 from inference.metrics import Jobs, Meters
 from inference.patience import impatient
+from inference.statistics import Statistics
 from shared.ledger import Ledger
 from shared.settings import Settings, load, threads
 
@@ -35,7 +36,7 @@ def create_app(settings: Settings) -> Flask:
     loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s, rebuild,
                           settings.device)
     intake = Intake(memory=8 * settings.request_limit_mib << 20)
-    app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake)
+    app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake, Statistics())
     errors.register(app)
     for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads):
         app.register_blueprint(part.bp)

@@ -8,6 +8,7 @@ from redis import Redis
 from inference.body import Intake
 from inference.loaded import LoadedModels
 from inference.metrics import Meters
+from inference.statistics import Statistics
 from shared.ledger import Ledger
 from shared.settings import Settings
 
@@ -20,6 +21,7 @@ class Api:
     loaded: LoadedModels
     meters: Meters
     intake: Intake
+    statistics: Statistics
 
 
 def api() -> Api:

@@ -85,7 +85,7 @@ class LoadedModels:
         if variant is None and pointed and pointed.loaded.variant in published:
             variant = pointed.loaded.variant
         if variant is None:
-            raise Refused(f"version {version} of {name} needs ?variant=, one of {', '.join(published)}", "no_variant")
+            raise Refused(f"version {version} of {name} needs a variant, one of {', '.join(published)}", "no_variant")
         if variant not in published:
             raise NotFound(f"version {version} of {name} has no {variant}: it has {', '.join(published) or 'none'}")
         return Served(version, self._memory.get((known[version], variant)), {})

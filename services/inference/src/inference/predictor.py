@@ -25,10 +25,25 @@ class Closed(Exception):
     """This Predictor takes no more images: its Variant was replaced. Ask for the present one."""
 
 
+@dataclass
+class Run:
+    """One batch: (images, ns) of each piece that the Session ran. `counted` by whoever adds it up first."""
+
+    pieces: list[tuple[int, int]]
+    counted: bool = False
+
+
+class Answer(Future[np.ndarray]):
+    """Scores to come, float32 [N, classes]; once there, how long they waited and what they ran in."""
+
+    waited_ns = 0
+    run: Run | None = None
+
+
 @dataclass(frozen=True)
 class _Waiting:
     images: np.ndarray
-    answer: "Future[np.ndarray]" = field(default_factory=Future)
+    answer: Answer = field(default_factory=Answer)
     since: float = field(default_factory=time.monotonic)
 
 
@@ -43,8 +58,8 @@ class Predictor:
         self._thread = threading.Thread(target=self._own, name=f"predictor {name}", daemon=True)
         self._thread.start()
 
-    def submit(self, images: np.ndarray) -> "Future[np.ndarray]":
-        """uint8 [N, size, size, 3] -> a Future of float32 [N, classes]. A cancelled Future is not run.
+    def submit(self, images: np.ndarray) -> Answer:
+        """uint8 [N, size, size, 3] -> an Answer, a Future of float32 [N, classes]. A cancelled Future is not run.
 
         Raises:
             Closed: `close` was called.
@@ -100,8 +115,9 @@ class Predictor:
         for w in batch:
             self._meters.queue.observe(began - w.since)
         images = batch[0].images if len(batch) == 1 else np.concatenate([w.images for w in batch])
+        run = Run([])
         try:
-            parts = [self._session.run(images[i:i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
+            parts = [self._timed(run, images[i:i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
             scores = np.concatenate(parts)
         except Exception as e:  # the boundary: whatever the runtime raises goes to those who wait for it
             for w in batch:
@@ -111,5 +127,12 @@ class Predictor:
         self._meters.batch.observe(len(images))
         start = 0
         for w in batch:
+            w.answer.run, w.answer.waited_ns = run, int(1e9 * (began - w.since))
             w.answer.set_result(scores[start:start + len(w.images)])
             start += len(w.images)
+
+    def _timed(self, run: Run, images: np.ndarray) -> np.ndarray:
+        began = time.monotonic_ns()
+        scores = self._session.run(images)
+        run.pieces.append((len(images), time.monotonic_ns() - began))
+        return scores

@@ -1,0 +1,132 @@
+"""What each model was asked since the process started, and where the time went; of every route that predicts.
+
+The API is one process, so counters in its memory are the server's own.
+"""
+
+import copy
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from inference.predictor import Answer
+
+Model = tuple[str, int]  # what clients call it, NAME or NAME@ALIAS; the version that answers
+
+
+@dataclass
+class Sum:
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        self.count += count
+        self.ns += ns
+
+
+@dataclass
+class Batches:
+    """Runs of one size; input and output are what the requests in them took to decode and to encode."""
+
+    input: Sum = field(default_factory=Sum)
+    infer: Sum = field(default_factory=Sum)
+    output: Sum = field(default_factory=Sum)
+
+
+@dataclass
+class Figures:
+    """Of one Model. `executions` are runs of the Session: a run that serves several Models counts for one of them.
+
+    A request that ran in a batch adds the whole batch's time to `infer`.
+    """
+
+    last_ms: int = 0
+    images: int = 0
+    executions: int = 0
+    pending: int = 0
+    success: Sum = field(default_factory=Sum)
+    fail: Sum = field(default_factory=Sum)
+    queue: Sum = field(default_factory=Sum)
+    input: Sum = field(default_factory=Sum)
+    infer: Sum = field(default_factory=Sum)
+    output: Sum = field(default_factory=Sum)
+    batches: dict[int, Batches] = field(default_factory=dict)
+
+
+class Timing:
+    """One request as it goes on: who works on it tells here what it found."""
+
+    def __init__(self, statistics: "Statistics", model: str):
+        self._statistics, self._model = statistics, model
+        self.began = time.monotonic_ns()
+        self.figures: Figures | None = None
+        self.input_ns, self.images = 0, 0
+        self.answer: Answer | None = None
+        self.answered = 0
+
+    def found(self, version: int) -> None:
+        """The version that answers. Requests for what does not exist are not counted."""
+        if self.figures is None:
+            self.figures = self._statistics.start((self._model, version))
+
+    def computed(self, answer: Answer, images: int) -> None:
+        self.answer, self.images, self.answered = answer, images, time.monotonic_ns()
+
+
+class Statistics:
+    """Safe to share among threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._models: dict[Model, Figures] = {}
+
+    @contextmanager
+    def request(self, model: str) -> Iterator[Timing]:
+        """Time a request, from here to its answer. It failed if this is left by an exception."""
+        timing = Timing(self, model)
+        try:
+            yield timing
+        except BaseException:
+            self._end(timing, failed=True)
+            raise
+        self._end(timing)
+
+    def start(self, model: Model) -> Figures:
+        with self._lock:
+            figures = self._models.setdefault(model, Figures())
+            figures.pending += 1
+            return figures
+
+    def snapshot(self) -> dict[Model, Figures]:
+        """A copy, of one moment."""
+        with self._lock:
+            return copy.deepcopy(self._models)
+
+    def _end(self, timing: Timing, failed: bool = False) -> None:
+        figures, answer, now = timing.figures, timing.answer, time.monotonic_ns()
+        if figures is None:
+            return
+        with self._lock:
+            figures.pending -= 1
+            if failed or answer is None or answer.run is None:
+                figures.fail.add(now - timing.began)
+                return
+            run, output_ns = answer.run, now - timing.answered
+            figures.last_ms = int(time.time() * 1000)
+            figures.images += timing.images
+            figures.success.add(now - timing.began)
+            figures.queue.add(answer.waited_ns)
+            figures.input.add(timing.input_ns)
+            figures.infer.add(sum(ns for _, ns in run.pieces))
+            figures.output.add(output_ns)
+            first = figures.batches.setdefault(run.pieces[0][0], Batches())
+            first.input.add(timing.input_ns, 0)
+            first.output.add(output_ns, 0)
+            for size, ns in run.pieces if not run.counted else ():
+                figures.executions += 1
+                batches = figures.batches.setdefault(size, Batches())
+                batches.infer.add(ns)
+                batches.input.count += 1
+                batches.output.count += 1
+            run.counted = True
