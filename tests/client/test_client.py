@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from lanner import Client, LannerError
+from lanner.cli import _parser, execute
 from lanner.demo import digits, train
 from lanner.progress import describe, eta, watch
 
@@ -129,6 +130,29 @@ def test_a_prediction_sends_paths_and_bytes_as_a_form(server, client, tmp_path):
     assert b'filename="a.png"' in body
     assert b"A!" in body
     assert b"B!" in body
+
+
+def test_batch_submits_follows_and_downloads_the_table(server, client, tmp_path):
+    done = {"predictions_id": "r-1", "images": 3, "failed": 1, "variant": "onnx-fp32", "version": 1, "seconds": 0.5,
+            "accuracy": None}
+    server.answers = {"POST /v1/jobs": (202, {"id": "j-1"}),
+                      "GET /v1/jobs/j-1": (200, job("succeeded", "predict", result=done)),
+                      "GET /v1/predictions/r-1/predictions.parquet": (200, b"PAR1 PAR1")}
+    out = tmp_path / "table.parquet"
+    args = _parser().parse_args(["batch", "flowers", "dataset:d-1/test", "--out", str(out), "--variant", "onnx-fp32"])
+    text = io.StringIO()
+    execute(args, client, Console(file=text, width=200))
+    assert json.loads(server.got[0][1]) == {"kind": "predict", "name": "flowers", "source": "dataset:d-1/test",
+                                            "alias": "production", "variant": "onnx-fp32"}
+    assert out.read_bytes() == b"PAR1 PAR1"
+    assert "3 images by onnx-fp32 of version 1 in 0.5 s, 1 not readable" in text.getvalue()
+
+
+def test_a_table_that_does_not_exist_leaves_no_file(server, client, tmp_path):
+    server.answers = {"*": (404, {"error": {"code": "not_found", "message": "predictions/r-9 does not exist"}})}
+    with pytest.raises(LannerError, match="r-9 does not exist") as caught:
+        client.download_predictions("r-9", tmp_path / "x.parquet")
+    assert (caught.value.code, list(tmp_path.iterdir())) == ("not_found", [])
 
 
 def test_watch_prints_plain_lines_without_a_terminal(server, client):

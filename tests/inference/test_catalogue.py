@@ -40,6 +40,19 @@ def test_a_dataset_with_a_missing_file_is_damaged(published: FlaskClient, root: 
     assert (answer.status_code, answer.json["error"]["code"]) == (500, "damaged")
 
 
+def test_predictions_are_listed_shown_and_sent_as_they_are(published: FlaskClient, root: Path) -> None:
+    staging = artifacts.stage(root, "j-test")
+    (staging / "predictions.parquet").write_bytes(b"PAR1 a table PAR1")
+    artifacts.publish(root, staging, "predictions/r-1", {"name": "colors", "summary": {"images": 3}})
+    assert [p["id"] for p in published.get("/v1/predictions").json["predictions"]] == ["r-1"]
+    shown = published.get("/v1/predictions/r-1").json
+    assert (shown["summary"], shown["table"]) == ({"images": 3}, "/v1/predictions/r-1/predictions.parquet")
+    with published.get(shown["table"]) as answer:
+        assert (answer.data, answer.mimetype) == (b"PAR1 a table PAR1", "application/vnd.apache.parquet")
+    assert published.get("/v1/predictions/r-none").status_code == 404
+    assert published.get("/v1/predictions/r-none/predictions.parquet").status_code == 404
+
+
 def test_models_are_listed_and_shown_with_versions_and_variants(published: FlaskClient, root: Path) -> None:
     assert published.get("/v1/models").json == {
         "models": [{"name": "colors", "versions": {"1": "m-1", "2": "m-2"}, "aliases": {}}]}

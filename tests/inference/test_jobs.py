@@ -114,6 +114,19 @@ def test_one_stage_takes_its_name_from_what_it_reads(client: FlaskClient, root: 
     assert client.post("/v1/jobs", json={"kind": "optimize", "model_id": "m-1"}).json["job"]["name"] == "colors"
 
 
+def test_a_predict_job_is_accepted_for_a_name_and_a_source_that_exist(client: FlaskClient, root: Path,
+                                                                      redis: Redis) -> None:
+    publish_dataset(root, "d-1")
+    publish_model(root, "colors", "m-1")
+    answer = client.post("/v1/jobs", json={"kind": "predict", "name": "colors", "source": "dataset:d-1/test"})
+    assert answer.status_code == 202
+    assert answer.json["job"]["predictions_id"].startswith("r-")
+    assert waiting(redis)["optimization"] == [answer.json["id"]]
+    missing = client.post("/v1/jobs", json={"kind": "predict", "name": "colors", "source": "dataset:d-none"})
+    assert (missing.status_code, missing.json["error"]["code"]) == (404, "not_found")
+    assert [job["id"] for job in client.get("/v1/jobs?kind=predict").json["jobs"]] == [answer.json["id"]]
+
+
 def test_a_stage_waits_for_the_job_that_makes_what_it_reads(client: FlaskClient, redis: Redis, ledger: Ledger) -> None:
     first = client.post("/v1/jobs", json={"kind": "preprocess", "source": "cifar10"}).json
     train = client.post("/v1/jobs", json={"kind": "train", "dataset_id": first["job"]["dataset_id"]}).json
@@ -146,7 +159,9 @@ BAD = [
     ("/v1/pipelines", {"source": "cifar10", "train": {"model_id": "m-mine"}}, 422, "bad_job"),
     ("/v1/pipelines", {"source": "cifar10", "preprocess": {"size": 8}}, 422, "bad_job"),
     ("/v1/pipelines", {"source": "cifar10", "optimize": {"variants": ["onnx-int4"]}}, 422, "bad_job"),
-    ("/v1/jobs", {"kind": "predict"}, 422, "bad_job"),
+    ("/v1/jobs", {"kind": "deploy"}, 422, "bad_job"),
+    ("/v1/jobs", {"kind": "predict"}, 422, "bad_name"),
+    ("/v1/jobs", {"kind": "predict", "name": "nobody", "source": "dataset:d-1"}, 404, "not_found"),
     ("/v1/jobs", {"kind": ["train"]}, 422, "bad_job"),
     ("/v1/jobs", {}, 422, "bad_job"),
     ("/v1/jobs", {"kind": "train"}, 422, "bad_name"),

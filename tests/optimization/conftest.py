@@ -46,7 +46,7 @@ def network() -> keras.Model:
     for width in (8, 16):
         x = layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False)(x)
         x = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(x))
-    x = layers.Dense(len(LABELS))(layers.Flatten()(x))
+    x = layers.Dense(len(LABELS), name="logits")(layers.Flatten()(x))
     return keras.Model(image, layers.Softmax()(x))
 
 

@@ -7,12 +7,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import Refused
-from shared.jobs import ID, KINDS, OptimizeJob, PreprocessJob, TrainJob, check_id, kind_of, new_id, parse, payload
+from shared.jobs import (
+    ID,
+    KINDS,
+    OptimizeJob,
+    PredictJob,
+    PreprocessJob,
+    TrainJob,
+    check_id,
+    kind_of,
+    new_id,
+    parse,
+    payload,
+)
 
 GOOD = {
     "preprocess": {"dataset_id": "d-1", "name": "cifar10"},
     "train": {"model_id": "m-1", "dataset_id": "d-1", "name": "cifar10"},
     "optimize": {"model_id": "m-1", "name": "cifar10"},
+    "predict": {"predictions_id": "r-1", "name": "cifar10", "source": "dataset:d-1/test"},
 }
 
 
@@ -35,9 +48,14 @@ def test_a_job_survives_json(kind):
     ("train", {"seed": True}, "seed is True, expected an integer"),
     ("optimize", {"variants": ["onnx-fp64"]}, "expected some of onnx-fp32"),
     ("optimize", {"budget": -1}, "budget is -1.0: expected 0 to 100"),
+    ("predict", {"source": "dataset:d-1/all"}, "expected dataset:<id>, or dataset:<id>/<split>"),
+    ("predict", {"source": "import:x"}, "source 'import:x' is unknown"),
+    ("predict", {"source": "dataset:../x"}, "source 'dataset:../x' is unknown"),
+    ("predict", {"variant": "onnx"}, "variant is 'onnx': expected one of onnx-fp32"),
+    ("predict", {"embedding": 1}, "embedding is 1, expected true or false"),
 ])
 def test_a_bad_job_is_refused_with_what_was_expected(kind, change, says):
-    with pytest.raises(Refused, match=says.replace("(", r"\(").replace("|", r"\|")) as caught:
+    with pytest.raises(Refused, match=says.replace("(", r"\(")) as caught:
         parse(kind, {**GOOD[kind], **change})
     assert caught.value.code in ("bad_job", "bad_name")
 
@@ -45,12 +63,13 @@ def test_a_bad_job_is_refused_with_what_was_expected(kind, change, says):
 def test_a_missing_field_and_an_unknown_kind_are_named():
     with pytest.raises(Refused, match="lacks 'dataset_id'"):
         parse("train", {"model_id": "m-1", "name": "x"})
-    with pytest.raises(Refused, match="expected one of preprocess, train, optimize"):
+    with pytest.raises(Refused, match="expected one of preprocess, train, optimize, predict"):
         parse("deploy", {})
 
 
-def test_every_service_has_one_kind_and_a_target():
-    assert [cls.SERVICE for cls in KINDS.values()] == ["preprocessing", "training", "optimization"]
+def test_every_kind_has_a_service_and_a_target():
+    assert [cls.SERVICE for cls in KINDS.values()] == ["preprocessing", "training", "optimization", "optimization"]
+    assert PredictJob("r-1", "x", "dataset:d-1").target == "predictions/r-1"
     assert PreprocessJob("d-1", "x").target == "datasets/d-1"
     assert TrainJob("m-1", "d-1", "x").target == "models/m-1"
     assert OptimizeJob("m-1", "x").target == ""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import httpx
@@ -74,6 +74,35 @@ class Client:
         """
         body = {"source": source, "preprocess": preprocess or {}, "train": train or {}, "optimize": optimize or {}}
         return self._call("POST", "/v1/pipelines", json={**body, "name": name} if name else body)
+
+    def submit_predict(self, name: str, source: str, *, alias: str = "production", version: int = 0, variant: str = "",
+                       embedding: bool = False) -> Json:
+        """Have every image of a source labelled. source: `dataset:<id>` or `dataset:<id>/<split>`.
+
+        Returns the job's view; its end makes Predictions, whose id is in `job.predictions_id`.
+        """
+        choice = {"alias": alias, "version": version, "variant": variant, "embedding": embedding}
+        body = {"kind": "predict", "name": name, "source": source, **{k: v for k, v in choice.items() if v}}
+        return self._call("POST", "/v1/jobs", json=body)
+
+    def download_predictions(self, predictions_id: str, path: str | Path) -> int:
+        """Write the table of Predictions, as Parquet, to `path`; returns its size in bytes. Whole or not at all."""
+        final, size = Path(path), 0
+        fresh = final.with_name(f".{final.name}.part")
+        url = f"/v1/predictions/{predictions_id}/predictions.parquet"
+        try:
+            with self._http.stream("GET", url) as response, open(fresh, "wb") as f:
+                if response.is_error:
+                    response.read()
+                    self._raise(response)
+                for piece in response.iter_bytes(1 << 20):
+                    size += f.write(piece)
+            fresh.replace(final)
+        except httpx.TransportError as e:
+            raise LannerError(f"{self.url} broke off ({type(e).__name__}: {e}): ask again", "no_answer") from e
+        finally:
+            fresh.unlink(missing_ok=True)
+        return size
 
     def jobs(self) -> list[Json]:
         """The latest jobs, newest first."""
@@ -172,11 +201,14 @@ class Client:
             raise LannerError(f"{self.url} does not answer ({type(e).__name__}: {e}): is Lanner up?",
                               "no_answer") from e
         if response.is_error:
-            error = (_json(response) or {}).get("error")
-            if not error:
-                raise self._not_lanner(response)
-            raise LannerError(error["message"], error["code"], response.status_code)
+            self._raise(response)
         return response
+
+    def _raise(self, response: httpx.Response) -> NoReturn:
+        error = (_json(response) or {}).get("error")
+        if not error:
+            raise self._not_lanner(response)
+        raise LannerError(error["message"], error["code"], response.status_code)
 
     def _not_lanner(self, response: httpx.Response) -> LannerError:
         what = f"{response.request.method} {response.request.url.path} answered {response.status_code}"

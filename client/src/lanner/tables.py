@@ -76,3 +76,11 @@ def _tested(body: Json) -> str:
     tested = f"Test split, {body['test']['images']} images: {', '.join(parts)}. " if parts else ""
     return (f"{tested}Losses are 95 % intervals on {body['gate']['validation_images']} validation images, "
             f"the budget is {body['gate']['budget']:g} points.")
+
+
+def batch(done: Json, path: str, size: int) -> str:
+    """A sentence on a PredictJob's result, and where its table is."""
+    right = f", {100 * done['accuracy']:.2f} % as labelled" if done["accuracy"] is not None else ""
+    failed = f", {done['failed']:,} not readable" if done["failed"] else ""
+    return (f"{done['images']:,} images by {done['variant']} of version {done['version']} in {done['seconds']:.1f} s"
+            f"{right}{failed}: {path} ({size / 1e6:.1f} MB)")

@@ -8,8 +8,7 @@ import numpy as np
 
 from shared.artifacts import Manifest, open_artifact
 from shared.errors import Damaged
-
-SPLITS = ("train", "validation", "test")
+from shared.jobs import SPLITS as SPLITS
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from shared.errors import Refused
 
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+SPLITS = ("train", "validation", "test")
 VARIANTS = ("onnx-fp32", "onnx-int8", "litert-fp32", "litert-fp16", "litert-int8",
             "tensorrt-fp32", "tensorrt-fp16", "tensorrt-int8")
 
@@ -77,8 +78,32 @@ class OptimizeJob:
         return ""  # publishes several artifacts, each by itself
 
 
-Job = PreprocessJob | TrainJob | OptimizeJob
-KINDS: dict[str, type[Job]] = {"preprocess": PreprocessJob, "train": TrainJob, "optimize": OptimizeJob}
+@dataclass(frozen=True)
+class PredictJob:
+    """A Variant's answers for every image of a source -> Predictions.
+
+    `source` is `dataset:<id>` or `dataset:<id>/<split>`. The Variant is the one that `alias` of the Name
+    points at when the job begins, or that of `version`, or `variant` by its own name.
+    """
+
+    SERVICE: ClassVar[str] = "optimization"  # it has every runtime, and the GPU alone while it works
+    TIMEOUT_S: ClassVar[int] = 24 * 3600
+    predictions_id: str
+    name: str
+    source: str
+    alias: str = "production"
+    version: int = 0
+    variant: str = ""
+    embedding: bool = False  # with what the network's last layer sees of each image
+
+    @property
+    def target(self) -> str:
+        return f"predictions/{self.predictions_id}"
+
+
+Job = PreprocessJob | TrainJob | OptimizeJob | PredictJob
+KINDS: dict[str, type[Job]] = {"preprocess": PreprocessJob, "train": TrainJob, "optimize": OptimizeJob,
+                               "predict": PredictJob}
 
 
 def kind_of(job: Job) -> str:
@@ -86,7 +111,7 @@ def kind_of(job: Job) -> str:
 
 
 def new_id(letter: str) -> str:
-    """`<letter>-<UTC yyyymmdd>-<8 hex>`: j job, p pipeline, d dataset, m model, u upload."""
+    """`<letter>-<UTC yyyymmdd>-<8 hex>`: j job, p pipeline, d dataset, m model, u upload, r predictions."""
     return f"{letter}-{datetime.now(timezone.utc):%Y%m%d}-{secrets.token_hex(4)}"
 
 
@@ -128,7 +153,8 @@ def parse(kind: str, payload: dict[str, Any]) -> Job:
 
 
 def _typed(kind: str, name: str, value: Any, spec: "dataclasses.Field[Any]") -> Any:
-    wanted = {"int": "an integer", "float": "a number", "str": "a string"}.get(getattr(spec.type, "__name__", ""))
+    words = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}
+    wanted = words.get(getattr(spec.type, "__name__", ""))
     if spec.type is float and type(value) is int:
         return float(value)
     if name == "variants":
@@ -151,9 +177,9 @@ def _check(job: Job) -> None:
             raise Refused(f"{name} is {value}: expected {low:g} to {high:g}", "bad_job")
 
     check_id(job.name, "name")
-    within("seed", 0, 2**31 - 1)
     match job:
         case PreprocessJob():
+            within("seed", 0, 2**31 - 1)
             check_id(job.dataset_id, "dataset_id")
             if job.size:
                 within("size", 32, 256)
@@ -166,6 +192,7 @@ def _check(job: Job) -> None:
             if word == "upload":
                 check_id(rest, "upload id")
         case TrainJob():
+            within("seed", 0, 2**31 - 1)
             check_id(job.model_id, "model_id")
             check_id(job.dataset_id, "dataset_id")
             check_id(job.recipe, "recipe")
@@ -174,6 +201,7 @@ def _check(job: Job) -> None:
             within("learning_rate", 0, 100)
             within("early_stopping", 0, 10_000)
         case OptimizeJob():
+            within("seed", 0, 2**31 - 1)
             check_id(job.model_id, "model_id")
             check_id(job.alias, "alias")
             within("budget", 0, 100)
@@ -181,6 +209,18 @@ def _check(job: Job) -> None:
             bad = [v for v in job.variants if v not in VARIANTS]
             if bad or not job.variants:
                 raise Refused(f"variants {list(job.variants)} : expected some of {', '.join(VARIANTS)}", "bad_job")
+        case PredictJob():
+            check_id(job.predictions_id, "predictions_id")
+            check_id(job.alias, "alias")
+            within("version", 0, 10**8)
+            if job.variant and job.variant not in VARIANTS:
+                raise Refused(f"variant is {job.variant!r}: expected one of {', '.join(VARIANTS)}", "bad_job")
+            word, _, rest = job.source.partition(":")
+            dataset, slash, split = rest.partition("/")
+            if word != "dataset" or not rest or (slash and split not in SPLITS):
+                raise Refused(f"source {job.source!r} is unknown: expected dataset:<id>, or dataset:<id>/<split> with "
+                              f"one of {', '.join(SPLITS)}", "bad_job")
+            check_id(dataset, "dataset id")
 
 
 def payload(job: Job) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""/v1/datasets, /v1/models, /v1/cards: what is published, as it is written there; and where aliases point."""
+"""/v1/datasets, models, cards, predictions: what is published, as it is written there; and where aliases point."""
 
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, jsonify, request, send_file
 
 from inference.body import read_json
 from inference.context import api
@@ -34,6 +34,26 @@ def dataset(dataset_id: str) -> Response:
     manifest = open_artifact(_root(), target, hashes=False)
     stats = _root() / target / "stats.json"
     return jsonify({**manifest, "stats": read_file(stats) if stats.exists() else None})
+
+
+@bp.get("/v1/predictions")
+def predictions() -> Response:
+    root = _root()
+    return jsonify(predictions=[_summary(root, f"predictions/{i}") for i in list_ids(root, "predictions")])
+
+
+@bp.get("/v1/predictions/<predictions_id>")
+def prediction(predictions_id: str) -> Response:
+    target = f"predictions/{check_id(predictions_id, 'predictions id')}"
+    return jsonify({**open_artifact(_root(), target, hashes=False), "table": f"/v1/{target}/predictions.parquet"})
+
+
+@bp.get("/v1/predictions/<predictions_id>/predictions.parquet")
+def predictions_table(predictions_id: str) -> Response:
+    target = f"predictions/{check_id(predictions_id, 'predictions id')}"
+    open_artifact(_root(), target, hashes=False)
+    return send_file(_root() / target / "predictions.parquet", mimetype="application/vnd.apache.parquet",
+                     as_attachment=True, download_name=f"{predictions_id}.parquet")
 
 
 @bp.get("/v1/models")

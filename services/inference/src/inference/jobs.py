@@ -8,8 +8,9 @@ from flask import Blueprint, Response, jsonify, request
 
 from inference.body import read_json
 from inference.context import api
-from inference.submit import STAGES, submit_job
+from inference.submit import submit_job
 from shared.errors import Conflict, LannerError, Refused
+from shared.jobs import KINDS
 from shared.ledger import TERMINAL, Ledger, Request
 from shared.queue import nudge
 
@@ -30,8 +31,8 @@ def post() -> tuple[Response, int]:
 @bp.get("/v1/jobs")
 def index() -> Response:
     ledger, state, kind = api().ledger, request.args.get("state"), request.args.get("kind")
-    if state not in (None, *STATES) or kind not in (None, *STAGES):
-        raise Refused(f"state is one of {', '.join(STATES)}; kind is one of {', '.join(STAGES)}", "bad_request")
+    if state not in (None, *STATES) or kind not in (None, *KINDS):
+        raise Refused(f"state is one of {', '.join(STATES)}; kind is one of {', '.join(KINDS)}", "bad_request")
     found = (accepted.id for accepted in recent(ledger)
              if (kind is None or accepted.kind == kind) and (state is None or ledger.state(accepted.id) == state))
     return jsonify(jobs=[ledger.view(job_id) for job_id in islice(found, limit_of())])

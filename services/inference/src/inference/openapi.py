@@ -40,6 +40,10 @@ ROUTES = (
     ("get", "/v1/models/{name}/versions/{number}", "One version", 200, JSON, ()),
     ("put", "/v1/models/{name}/aliases/{alias}", "Point an alias at a variant of a version", 200, JSON, (JSON,)),
     ("post", "/v1/models/{name}/predict", "Label images", 200, JSON, IMAGES),
+    ("get", "/v1/predictions", "Every set of predictions", 200, JSON, ()),
+    ("get", "/v1/predictions/{predictions_id}", "A set of predictions: manifest and summary", 200, JSON, ()),
+    ("get", "/v1/predictions/{predictions_id}/predictions.parquet", "Its table", 200, "application/vnd.apache.parquet",
+     ()),
     ("get", "/v1/cards/{model_id}", "The release card, as JSON or HTML", 200, JSON, ()),
 )
 

@@ -15,13 +15,13 @@ from typing import Any
 from redis import RedisError
 
 from inference.uploads import find_upload
-from shared.artifacts import open_artifact
+from shared.artifacts import open_artifact, versions
 from shared.errors import Conflict, NotFound, Refused
 from shared.jobs import ID, KINDS, check_id, new_id, parse
 from shared.ledger import Ledger, Request
 from shared.queue import deliver
 
-STAGES = tuple(KINDS)
+STAGES = ("preprocess", "train", "optimize")  # of a pipeline
 KEY_LIMIT = 255
 
 
@@ -81,8 +81,8 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") 
     """
     fields = dict(body)
     kind = fields.pop("kind", None)
-    if kind not in STAGES:
-        raise Refused(f"kind is {kind!r}, expected one of {', '.join(STAGES)}", "bad_job")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise Refused(f"kind is {kind!r}, expected one of {', '.join(KINDS)}", "bad_job")
     mint = _minter(key)
     job_id, parent = mint("j"), None
     match kind:
@@ -94,6 +94,9 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") 
             parent = _maker(ledger, root, "datasets", fields.get("dataset_id"), fields)
         case "optimize":
             parent = _maker(ledger, root, "models", fields.get("model_id"), fields)
+        case "predict":
+            fields.setdefault("predictions_id", mint("r"))
+            _check_predict(root, fields)
     job = parse(kind, fields)
     known = _ask_queue(ledger, [job_id])
     if not known and job.target and (root / job.target).exists():
@@ -103,6 +106,15 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") 
     if not request.parent:
         _deliver(ledger, request)
     return request, new
+
+
+def _check_predict(root: Path, fields: dict[str, Any]) -> None:
+    """Raise NotFound when the Name or the Dataset does not exist."""
+    if not versions(root, fields.get("name", "")):
+        raise NotFound(f"model {fields['name']} does not exist: GET /v1/models lists those that do")
+    word, _, rest = str(fields.get("source", "")).partition(":")
+    if word == "dataset":
+        open_artifact(root, f"datasets/{check_id(rest.partition('/')[0], 'dataset id')}", hashes=False)
 
 
 def _minter(key: str) -> Callable[..., str]:

@@ -3,11 +3,19 @@
 from typing import Any
 
 from shared.attempt import Attempt, attempt
-from shared.jobs import OptimizeJob
+from shared.jobs import OptimizeJob, PredictJob
 
 
 def run(job_id: str) -> dict[str, Any]:
-    return attempt(job_id, optimize)
+    return attempt(job_id, work)
+
+
+def work(job: OptimizeJob | PredictJob, ctx: Attempt) -> dict[str, Any]:
+    match job:
+        case OptimizeJob():
+            return optimize(job, ctx)
+        case PredictJob():
+            return predict(job, ctx)
 
 
 def optimize(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
@@ -17,3 +25,11 @@ def optimize(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
     from optimization.release import release
 
     return release(job, ctx)
+
+
+def predict(job: PredictJob, ctx: Attempt) -> dict[str, Any]:
+    """A Variant's answers for every image of a source, published as Predictions; see `predicting`."""
+    ctx.report("predict", 0, 1)
+    from optimization.predicting import predict_all
+
+    return predict_all(job, ctx)
