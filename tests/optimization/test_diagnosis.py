@@ -16,8 +16,8 @@ from optimization.diagnosis import (
     per_class,
     scaled_by,
     temperature,
-    wilson,
 )
+from shared.intervals import wilson
 
 NAMES = ["a", "b", "c"]
 

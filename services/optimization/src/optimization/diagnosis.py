@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optimization.gate import Z95
+from shared.intervals import wilson
 
 BINS = 15  # of confidence, as in Guo et al.
 SHOWN = 12  # images of each kind on the card
@@ -95,12 +95,6 @@ def per_class(scores: np.ndarray, labels: np.ndarray, names: list[str]) -> list[
         rows.append({"label": name, "images": images, "recall": right / images if images else None, "low": low,
                      "high": high, "precision": right / named if named else None})
     return rows
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n >= 1 images (Wilson, Journal of the American Statistical Association 22, 1927)."""
-    centre, spread = right + Z95**2 / 2, Z95 * math.sqrt(right * (n - right) / n + Z95**2 / 4)
-    return max(0.0, (centre - spread) / (n + Z95**2)), min(1.0, (centre + spread) / (n + Z95**2))
 
 
 def mistakes(scores: np.ndarray, labels: np.ndarray, names: list[str]) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Z95 = 1.959963984540054  # two-sided 95 %
+from shared.intervals import Z95
+
 SAME_FUNCTION = 1e-3  # probabilities this near are rounding apart: the tolerance of an fp32 export
 NEAR = 0.05  # rates within 5 % of the fastest count as equally fast
 METHOD = "Tango's score interval for the difference of paired proportions, 95 % (Statistics in Medicine 17, 1998)"

@@ -11,6 +11,7 @@ import numpy as np
 from shared.artifacts import Manifest, publish, stage, write_json
 from shared.attempt import Attempt
 from shared.errors import LannerError
+from shared.intervals import wilson
 from shared.jobs import TrainJob
 from training.evaluation import best_epoch, confusion_matrix, new_predict
 from training.fitting import Training
@@ -51,7 +52,9 @@ def _write(staging: Path, training: Training, job: TrainJob, ctx: Attempt, devic
     _write_golden(staging, training, images)
 
     seconds = round(sum(entry["seconds"] for entry in training.history), 1)
-    metrics = {"validation_accuracy": best["validation_accuracy"], "validation_loss": best["validation_loss"],
+    right = round(best["validation_accuracy"] * len(truth))
+    metrics = {"validation_accuracy": best["validation_accuracy"],
+               "validation_interval": list(wilson(right, len(truth))), "validation_loss": best["validation_loss"],
                "recall": dict(zip(labels, recall, strict=True))}
     return {
         "name": job.name,
