@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
@@ -17,7 +17,7 @@ SPLIT_NAMES = {"train": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
 MANIFESTS = ("manifest.csv", "labels.csv")
 SIZES = (32, 64, 128, 224)
 SAMPLE = 512
-Labelled = tuple[Member, str, int]  # an image, its label, its split
+Columns = tuple[list[Member], list[str], list[int]]  # the images, their labels, their splits
 
 
 @dataclass
@@ -40,9 +40,9 @@ def read_layout(tree: Tree) -> Layout:
     if not files:
         raise Refused(f"the source holds no files: {EXPECTED}", "bad_dataset")
     skip = len(_wrapper(files))
-    manifest = _manifest([m for m in files if _is_csv(m.path[skip:])])
+    manifest = _manifest([m for m in files if m.path.find("/", skip) < 0 and _is_csv(m.path)])
     images = _from_csv(tree, manifest, files, skip) if manifest else None
-    return _layout(images if images is not None else _from_folders(files, skip))
+    return _layout(*(images if images is not None else _from_folders(files, skip)))
 
 
 def _is_clutter(path: str) -> bool:
@@ -51,7 +51,7 @@ def _is_clutter(path: str) -> bool:
 
 
 def _is_csv(path: str) -> bool:
-    return path.lower().endswith(".csv") and "/" not in path
+    return path.lower().endswith(".csv")
 
 
 def _wrapper(files: list[Member]) -> str:
@@ -61,7 +61,7 @@ def _wrapper(files: list[Member]) -> str:
     if not slash or top in SPLIT_NAMES or not all(m.path.startswith(root) for m in files):
         return ""
     # A folder that holds images only is a class, not a wrapper.
-    return root if any(m.path.find("/", len(root)) > 0 or _is_csv(m.path[len(root):]) for m in files) else ""
+    return root if any(m.path.find("/", len(root)) > 0 or _is_csv(m.path) for m in files) else ""
 
 
 def _manifest(csvs: list[Member]) -> Member | None:
@@ -71,29 +71,29 @@ def _manifest(csvs: list[Member]) -> Member | None:
     return csvs[0] if len(csvs) == 1 else None
 
 
-def _from_folders(files: list[Member], skip: int) -> Iterator[Labelled]:
+def _from_folders(files: list[Member], skip: int) -> Columns:
     """The images by the names of their folders. Files beside the class folders are no images of any class.
 
     The first `skip` characters of every path are the wrapping folder.
     """
-    tops = {m.path[skip:end] for m in files if (end := m.path.find("/", skip)) > 0}
-    if not tops:
+    tops = [m.path[skip:end] if (end := m.path.find("/", skip)) > 0 else "" for m in files]
+    folders = {top for top in tops if top}
+    if not folders:
         raise Refused(f"the source has {len(files)} files and no folders, such as {files[0].path[skip:]!r}: the labels "
                       f"are missing; {EXPECTED}", "bad_dataset")
-    split = all(top.lower() in SPLIT_NAMES for top in tops)
-    if split and not any(m.path.count("/", skip) > 1 for m in files):
+    if not all(folder.lower() in SPLIT_NAMES for folder in folders):
+        labels = [top for top in tops if top]
+        return [m for m, top in zip(files, tops, strict=True) if top], labels, [0] * len(labels)
+    if not any(m.path.count("/", skip) > 1 for m in files):
         flat = next(m.path for m in files if "/" in m.path[skip:])
         raise Refused(f"the images lie directly in the splits' folders, such as {flat!r}: the labels are missing; "
                       f"{EXPECTED}", "bad_dataset")
-    for member in files:
-        top, _, rest = member.path[skip:].partition("/")
-        if not split and rest:
-            yield member, top, 0
-        elif split and "/" in rest:
-            yield member, rest.partition("/")[0], SPLIT_NAMES[top.lower()]
+    members = [m for m in files if m.path.count("/", skip) > 1]
+    parts = [m.path[skip:].split("/", 2) for m in members]
+    return members, [label for _, label, _ in parts], [SPLIT_NAMES[top.lower()] for top, _, _ in parts]
 
 
-def _from_csv(tree: Tree, manifest: Member, files: list[Member], skip: int) -> list[Labelled] | None:
+def _from_csv(tree: Tree, manifest: Member, files: list[Member], skip: int) -> Columns | None:
     """The images that a manifest names; None when a CSV of another name has other columns: it is something else."""
     name = manifest.path
     try:
@@ -105,13 +105,16 @@ def _from_csv(tree: Tree, manifest: Member, files: list[Member], skip: int) -> l
                 return None
             raise Refused(f"{name} has the columns {', '.join(columns) or '(none)'}: expected path,label and if wanted "
                           "split, in its first line", "bad_dataset")
-        return list(_csv_rows(name, table, columns, {m.path[skip:]: m for m in files}))
+        return _csv_rows(name, table, columns, {m.path[skip:]: m for m in files})
     except (UnicodeDecodeError, csv.Error) as e:
         raise Refused(f"{name} can't be read as CSV in UTF-8 ({e})", "bad_dataset") from None
 
 
 def _csv_rows(name: str, table: Iterable[list[str]], columns: list[str],
-              known: dict[str, Member]) -> Iterator[Labelled]:
+              known: dict[str, Member]) -> Columns:
+    members: list[Member] = []
+    labels: list[str] = []
+    splits: list[int] = []
     absent: list[str] = []
     for number, row in enumerate(table, 2):
         if not row:
@@ -127,18 +130,16 @@ def _csv_rows(name: str, table: Iterable[list[str]], columns: list[str],
         if path not in known:
             absent.append(path)
             continue
-        yield known[path], label, SPLIT_NAMES[split]
+        members.append(known[path])
+        labels.append(label)
+        splits.append(SPLIT_NAMES[split])
     if absent:
         raise Refused(f"{name} names {len(absent)} files that are not there, such as {absent[0]!r}: expected paths "
                       "relative to the CSV file", "bad_dataset")
+    return members, labels, splits
 
 
-def _layout(images: Iterable[Labelled]) -> Layout:
-    members, names, splits = [], [], []
-    for member, label, split in images:
-        members.append(member)
-        names.append(label)
-        splits.append(split)
+def _layout(members: list[Member], names: list[str], splits: list[int]) -> Layout:
     labels = tuple(sorted(set(names)))
     if len(labels) < 2:
         found = f"1 class, {labels[0]!r}, with {len(names)} files" if labels else "no images"

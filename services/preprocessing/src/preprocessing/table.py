@@ -70,7 +70,7 @@ def _check_keys(table: Any, rows: Rows) -> None:
 
 def _drop_conflicts(table: Any, rows: Rows, labels: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """Without the images that stand under two labels: which one is right can't be known."""
-    labels_of = table.groupby("key")["label"]
+    labels_of = table.groupby("key", sort=False)["label"]
     wrong = labels_of.transform("min") != labels_of.transform("max")
     sources = sorted(table["source"][wrong].to_numpy(), key=lambda i: (rows.sha256[i], rows.paths[i]))
     return table[~wrong], {"images": len(sources), "examples": [
@@ -79,7 +79,7 @@ def _drop_conflicts(table: Any, rows: Rows, labels: tuple[str, ...]) -> tuple[An
 
 def _keep_one_split(table: Any) -> Any:
     """Each content stays in one split: test before validation before train. Copies inside that split stay."""
-    return table[table["split"] == table.groupby("key")["split"].transform("max")]
+    return table[table["split"] == table.groupby("key", sort=False)["split"].transform("max")]
 
 
 def _cut(frames: ModuleType, table: Any, rows: Rows, labels: tuple[str, ...], validation: float, test: float) -> Any:

@@ -73,15 +73,16 @@ def scan(folder: str, within: str) -> Tree:
         with _scandir(os.path.join(folder, below)) as entries:
             for entry in entries:
                 path = f"{below}/{entry.name}" if below else entry.name
-                if entry.is_symlink():
+                if entry.is_file(follow_symlinks=False):  # asked first: nearly all are
+                    members.append(Member(path if path.isascii() else safe_path(path, "folder")))
+                elif entry.is_symlink():
                     target = os.path.realpath(entry.path)
                     if not target.startswith(root + os.sep) or not os.path.isfile(target):
                         raise Refused(f"{path} is a link to {target}: expected files and folders, and links only to "
                                       "files inside the imports folder; copy what it points to", "bad_dataset")
-                if entry.is_dir(follow_symlinks=False):
+                    members.append(Member(safe_path(path, "folder")))
+                elif entry.is_dir(follow_symlinks=False):
                     todo.append(path)
-                elif entry.is_file():
-                    members.append(Member(path if path.isascii() else safe_path(path, "folder")))
         if len(members) > MAX_MEMBERS:
             raise Refused(f"the folder has more than {MAX_MEMBERS:,} files: split the dataset", "bad_dataset")
     members.sort(key=itemgetter(0))

@@ -22,6 +22,7 @@ def write_pixels(folder: Path, arranged: Arranged, pixels_fd: int, size: int, ct
     row_bytes = size * size * 3
     step = min(max(BATCH_BYTES // row_bytes, 8), 256)
     batch = np.empty((step, size, size, 3), np.uint8)
+    rows = [[row.data] for row in batch]
     total, done = sum(len(s) for s in arranged.sources.values()), 0
     for split in SPLITS:
         sources = arranged.sources[split]
@@ -32,8 +33,8 @@ def write_pixels(folder: Path, arranged: Arranged, pixels_fd: int, size: int, ct
             for first in range(0, len(sources), step):
                 ctx.check()
                 chosen = sources[first:first + step]
-                for row, source in zip(batch, chosen.tolist(), strict=False):
-                    os.preadv(pixels_fd, [row.data], source * row_bytes)
+                for row, source in zip(rows, chosen.tolist(), strict=False):
+                    os.preadv(pixels_fd, row, source * row_bytes)
                 f.write(batch[:len(chosen)].data)
                 done += len(chosen)
                 ctx.report("write", done, total)
@@ -60,13 +61,15 @@ def write_stats(folder: Path, arranged: Arranged, rows: Rows, spec: Spec,
                 quality: dict[str, Any]) -> dict[str, Any]:
     """stats.json: what the Dataset holds, and what was found and left out. Lists are capped, counts exact."""
     kept = np.concatenate(list(arranged.sources.values()))
-    sides, counts = np.unique(np.stack([rows.widths[kept], rows.heights[kept]]), axis=1, return_counts=True)
+    # Both sides as one number: NumPy sorts these ten times as fast as pairs.
+    sides, counts = np.unique(rows.widths[kept].astype(np.int64) << 32 | rows.heights[kept], return_counts=True)
     largest = np.argsort(-counts, kind="stable")[:NAMED]
     stats = {
         "images": {split: len(arranged.sources[split]) for split in SPLITS},
         "classes": {split: _by_name(arranged.labels[split], spec.labels) for split in SPLITS},
         "mean": list(spec.mean), "std": list(spec.std),
-        "sizes": [{"width": int(sides[0, i]), "height": int(sides[1, i]), "images": int(counts[i])} for i in largest],
+        "sizes": [{"width": int(sides[i] >> 32), "height": int(sides[i] & 0xFFFFFFFF), "images": int(counts[i])}
+                  for i in largest],
         "duplicates": arranged.duplicates,
         "conflicts": arranged.conflicts,
         "skipped": {"images": len(rows.skipped), "examples": [
