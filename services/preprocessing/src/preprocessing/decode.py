@@ -38,7 +38,7 @@ def decode_all(tree: Tree, layout: Layout, size: int, seed: int, pixels_fd: int,
     total = len(layout.members)
     processes = threads(ctx.settings)
     # Small enough that the processes end together, large enough that an order costs little beside its images.
-    step = min(BATCH_BYTES // (size * size * 3), max(total // (16 * processes), 8), 256)
+    step = min(BATCH_BYTES // (size * size * 3), max(total // (64 * processes), 1), 256)
     step = max(step, -(-total // ORDERS))
     processes = min(processes, -(-total // step))
     answers = Answers(total, processes)
