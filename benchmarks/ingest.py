@@ -6,7 +6,8 @@ Ours is measured twice: until the pixels are written (listed, decoded, hashed, w
 (splits, statistics, index, SHA-256 of every file, fsync). Keras is `keras.utils.image_dataset_from_directory`, its
 folder listed and every batch read once, in its default of bilinear without antialiasing. Ours runs as a job does, in a
 fork of a process that has its modules imported; Keras is imported, too. Rounds are interleaved,
-figures are medians and ratios of medians; one round of each is run before, untimed. Peak memory is the resident set
+figures are medians and ratios of medians; one round of each is run before, untimed. What was published is deleted
+before the next turn, untimed: what waits to be written to the disk would slow others. Peak memory is the resident set
 of the preparing process and its decoders together, sampled every 5 ms, in a fresh process for each count of images.
 """
 
@@ -16,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +37,7 @@ from PIL import Image
 from redis import Redis
 
 from preprocessing.decode import decode_all
-from preprocessing.jobs import prepare
+from preprocessing.jobs import collect_seldom, prepare
 from preprocessing.layouts import read_layout
 from preprocessing.tree import scan
 from shared.attempt import Attempt
@@ -126,6 +128,7 @@ def compare(name: str, folder: Path, size: int, rounds: int, temp: Path, goal: f
             if round_:
                 seconds[way].append(time.perf_counter() - began)
                 cpu[way].append(spent)
+            shutil.rmtree(temp / "artifacts", ignore_errors=True)
     speed = {way: count / median(taken) for way, taken in seconds.items()}
     spent_on = {way: median(taken) / count * 1e6 for way, taken in cpu.items()}
     for way, wanted in (("written", goal), ("published", goal_whole)):
@@ -150,6 +153,7 @@ def in_a_fork(work: Callable[[Path, Path, int], None], *args: Any) -> float:
 
 
 def forked(work: Callable[[Path, Path, int], None], args: tuple[Path, Path, int], send: Connection) -> None:
+    collect_seldom()
     work(*args)
     send.send(cpu_seconds())
 

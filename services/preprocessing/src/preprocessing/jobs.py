@@ -1,6 +1,8 @@
 """PreprocessJob: raw images -> Dataset."""
 
+import gc
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +25,16 @@ from shared.jobs import PreprocessJob
 
 
 def run(job_id: str) -> dict[str, Any]:
-    """What a worker calls: one attempt at the job."""
+    """What a worker calls, in a fork for this job alone: one attempt at it."""
+    collect_seldom()
     return attempt(job_id, prepare)
+
+
+def collect_seldom() -> None:
+    """Spare the garbage collector: it goes again and again through all that a process keeps, and a job keeps an entry
+    of each image and hardly makes a cycle. 0.15 of 1.6 s at 50,000 images."""
+    gc.freeze()  # the modules
+    gc.set_threshold(100_000)
 
 
 def prepare(job: PreprocessJob, ctx: Attempt) -> dict[str, Any]:
@@ -42,8 +52,8 @@ def prepare(job: PreprocessJob, ctx: Attempt) -> dict[str, Any]:
             write.write_pixels(staging, arranged, pixels.fileno(), size, ctx)
             mean, std, seen = inspect(staging, size, xp, ctx)
             spec = Spec(size, labels, mean, std)  # type: ignore[arg-type]
-            with ThreadPoolExecutor(1) as pool:  # the pixels are hashed beside what keeps one core busy
-                hashed = {f"{split}.npy": pool.submit(sha256, staging / f"{split}.npy") for split in SPLITS}
+            with ThreadPoolExecutor(1) as pool:  # pixels are hashed and reach the disk beside what keeps one core busy
+                hashed = {f"{split}.npy": pool.submit(_kept, staging / f"{split}.npy") for split in SPLITS}
                 write.write_index(staging, arranged, rows, labels)
                 found = quality.report(xp, seen, arranged, rows.paths, labels)
                 stats = write.write_stats(staging, arranged, rows, spec, found)
@@ -51,7 +61,7 @@ def prepare(job: PreprocessJob, ctx: Attempt) -> dict[str, Any]:
             manifest = publish(ctx.root, staging, job.target, {
                 "name": job.name, "parents": {"source": job.source, "sha256": _digest(path, rows)},
                 "spec": spec.to_json(), "summary": _summary(job, size, stats)},
-                {name: digest.result() for name, digest in hashed.items()})
+                {name: kept.result() for name, kept in hashed.items()})
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     ctx.report("publish", 1, 1)
@@ -79,6 +89,13 @@ def _decode(tree: Tree, job: PreprocessJob, pixels_fd: int,
     layout = read_layout(tree)
     size = job.size or pick_size(tree, layout)
     return layout.labels, size, decode_all(tree, layout, size, job.seed, pixels_fd, ctx)
+
+
+def _kept(path: Path) -> str:
+    """The SHA-256 of a file that is on the disk for good: `publish` then has nothing of it to wait for."""
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+    return sha256(path)
 
 
 def _digest(path: Path, rows: Rows) -> str:
