@@ -5,6 +5,8 @@ from keras import layers
 
 from shared.datasets import Spec
 from training.recipes import Recipe
+from training.speedrun import twin
+from training.speedrun.network import Layout
 
 SMALLEST_STD = 1 / 255  # of a channel that never changes: one grey level
 
@@ -29,18 +31,26 @@ def build(recipe: Recipe, spec: Spec, precision: str = "float32", replicas: int 
 
 def _build(recipe: Recipe, spec: Spec, synchronized: bool) -> keras.Model:
     image = keras.Input((spec.size, spec.size, 3), name="image")
-    std = [max(s, SMALLEST_STD) for s in spec.std]
-    offset = [-m / s for m, s in zip(spec.mean, std, strict=True)]
-    x = layers.Rescaling(scale=[1 / (255 * s) for s in std], offset=offset, dtype="float32", name="normalise")(image)
+    x = normalise(spec)(image)
     match recipe.network:
         case "plain":
             x = _plain(x, spec.size)
         case "compact":
             x = _compact(x, spec.size, synchronized)
+        case "speedrun":
+            x = twin.features(x, Layout.of(spec))
         case other:
-            raise ValueError(f"network {other!r} of recipe {recipe.name} is unknown: expected plain or compact")
+            raise ValueError(f"network {other!r} of recipe {recipe.name} is unknown: "
+                             "expected plain, compact or speedrun")
     x = layers.Dense(len(spec.labels), dtype="float32", name="logits")(x)
     return keras.Model(image, layers.Softmax(dtype="float32", name="probabilities")(x), name=recipe.name)
+
+
+def normalise(spec: Spec) -> layers.Layer:
+    """Raw RGB, 0..255, to mean 0 and standard deviation 1 over the training split; float32."""
+    std = [max(s, SMALLEST_STD) for s in spec.std]
+    offset = [-m / s for m, s in zip(spec.mean, std, strict=True)]
+    return layers.Rescaling(scale=[1 / (255 * s) for s in std], offset=offset, dtype="float32", name="normalise")
 
 
 def logits_of(model: keras.Model) -> keras.Model:

@@ -14,15 +14,16 @@ class Recipe:
 
     name: str
     known_result: str
-    network: str  # plain or compact: networks.build
-    optimizer: str  # adam or sgd (Nesterov momentum 0.9)
+    network: str  # plain, compact or speedrun: networks.build
+    optimizer: str  # adam or sgd (Nesterov momentum 0.9): steps.new_optimizer; muon: speedrun.program
     learning_rate: float  # the highest of the schedule
-    schedule: str  # constant, or triangle: linear up to the highest rate, linear down to zero
+    schedule: str  # constant, falling: linear to zero, or triangle: linear up to the highest rate, linear down to zero
     warmup: float = 0.0
     weight_decay: float = 0.0  # decoupled, on kernels alone
     label_smoothing: float = 0.0
     epochs: int = 5
     batch_size: int = 64
+    least_steps: int = 300  # more epochs on a dataset too small for so many
     early_stopping: int = 0  # epochs without a better validation accuracy, 0 for never
     augmentation: dict[str, Any] = field(default_factory=dict)
 
@@ -65,16 +66,31 @@ lossless ones), AMD EPYC with AVX2: past 55.33 % after 38 CPU seconds, past 70 %
 cores about half of that by the clock.
 """
 
+SPEEDRUN = Recipe(
+    name="speedrun",
+    known_result="none measured yet",
+    network="speedrun",
+    optimizer="muon",
+    learning_rate=0.24,
+    schedule="falling",
+    label_smoothing=0.2,
+    epochs=8,
+    batch_size=2000,
+    least_steps=160,
+    augmentation={"width_shift_range": 0.0625, "height_shift_range": 0.0625, "horizontal_flip": True},
+)
+"""For one GPU: a whole training in seconds, after airbench94_muon (github.com/KellerJordan/cifar10-airbench)."""
+
 RECIPES = {recipe.name: recipe for recipe in (SEED_CNN, SMALL)}
 STEPS_A_EPOCH = 16
-STEPS = 300
 
 
 def resolve(job: TrainJob, images: int, replicas: int = 1) -> Recipe:
     """The recipe of a job over `images` training images, the job's own values in place of the recipe's.
 
     What the job leaves open is fitted to a small dataset: batches small enough for 16 steps an epoch, and epochs enough
-    for 300 steps. A batch that does not divide by `replicas`, the GPUs, is made smaller until it does.
+    for the recipe's least number of steps. A batch that does not divide by `replicas`, the GPUs, is made smaller until
+    it does.
 
     Raises:
         Refused: the recipe is unknown, or the batch is larger than the training split or smaller than the replicas.
@@ -90,7 +106,7 @@ def resolve(job: TrainJob, images: int, replicas: int = 1) -> Recipe:
         raise Refused(f"a batch of {batch} can't be shared by {replicas} GPUs: ask for a batch_size of at least "
                       f"{replicas}, or set GPUS_PER_TRAINING lower", "bad_batch_size")
     batch -= batch % replicas
-    epochs = job.epochs or max(recipe.epochs, -(-STEPS // (images // batch)))
+    epochs = job.epochs or max(recipe.epochs, -(-recipe.least_steps // (images // batch)))
     return dataclasses.replace(
         recipe, batch_size=batch, epochs=epochs, learning_rate=job.learning_rate or recipe.learning_rate,
         augmentation=job.augmentation or recipe.augmentation,
@@ -102,8 +118,11 @@ def learning_rate(recipe: Recipe, step: int, of: int) -> float:
     match recipe.schedule:
         case "constant":
             return recipe.learning_rate
+        case "falling":
+            return recipe.learning_rate * (1 - step / of)
         case "triangle":
             rising = max(1.0, recipe.warmup * of)
             return recipe.learning_rate * min((step + 1) / rising, (of - step) / max(1.0, of - rising))
         case other:
-            raise ValueError(f"schedule {other!r} of recipe {recipe.name} is unknown: expected constant or triangle")
+            raise ValueError(f"schedule {other!r} of recipe {recipe.name} is unknown: "
+                             "expected constant, falling or triangle")
