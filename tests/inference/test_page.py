@@ -11,7 +11,7 @@ import inference
 
 STATIC = Path(inference.__file__).parent / "static"
 RAISED = ("Refused", "Conflict", "NotFound", "Unavailable")
-DOCUMENT = Path(__file__).parents[2] / "docs/api.md"
+DOCUMENTS = [Path(__file__).parents[2] / "docs" / name for name in ("api.md", "v2.md")]
 
 
 def routes(app: Flask) -> set[tuple[str, str]]:
@@ -31,8 +31,8 @@ def test_the_description_has_every_route_and_no_other(app: Flask, client: FlaskC
 
 
 def test_the_document_names_every_route_and_every_error_code(app: Flask) -> None:
-    text = DOCUMENT.read_text()
-    assert {path for _, path in routes(app) if path not in text} == set()
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    assert {path for _, path in routes(app) if f" {path}`" not in text and f" {path}?" not in text} == set()
     calls = [node for path in STATIC.parent.glob("*.py") for node in ast.walk(ast.parse(path.read_text()))
              if isinstance(node, ast.Call) and getattr(node.func, "id", "") in RAISED]
     codes = {call.args[1].value for call in calls if len(call.args) == 2 and isinstance(call.args[1], ast.Constant)}

@@ -1,5 +1,6 @@
 """What no client may do, on every route."""
 
+import re
 import urllib.parse
 from pathlib import Path
 
@@ -24,14 +25,14 @@ def test_a_name_that_is_no_id_reaches_no_file_on_any_route(app: Flask, client: F
     for method, rule, arguments in rules(app):
         for evil in EVIL:
             for argument in arguments:
-                path = rule.replace("<path:filename>", "<filename>").replace("<int:number>", "<number>")
+                path = re.sub(r"<\w+:", "<", rule)
                 for other in arguments:
                     value = urllib.parse.quote(evil, safe="") if other == argument else "1"
                     path = path.replace(f"<{other}>", value)
                 body = {"json": {"version": 1, "variant": "onnx-fp32"}} if method in ("PUT", "POST") else {}
                 answer = client.open(path, method=method, **body)
                 assert 400 <= answer.status_code < 500, (method, path, answer.status_code)
-                assert set(answer.json["error"]) == {"code", "message"}
+                assert isinstance(answer.json["error"], str if path.startswith("/v2") else dict), (method, path)
                 tried += 1
     assert tried > 200
     assert sorted(p.name for p in root.iterdir() if p.name != "raw") == []

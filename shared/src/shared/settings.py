@@ -25,6 +25,7 @@ class Settings:
     cifar10_url: str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     upload_limit_mib: int = 51200
     request_limit_mib: int = 64
+    system_shared_memory: str = "off"
     max_attempts: int = 3
     silence_s: float = 20.0
     refresh_s: float = 1.0
@@ -52,6 +53,7 @@ DESCRIPTIONS = {
     "cifar10_url": "the official CIFAR-10 archive, binary edition",
     "upload_limit_mib": "largest dataset upload",
     "request_limit_mib": "largest body of a prediction request",
+    "system_shared_memory": "on or off: whether clients of this host may hand over tensors in its shared memory",
     "max_attempts": "attempts of a job that died or failed for a passing reason",
     "silence_s": "seconds a delivered job may show no running process before it is delivered again",
     "refresh_s": "seconds between two looks at the aliases",
@@ -92,6 +94,8 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"DEVICE={settings.device!r} is unknown: expected gpu or cpu")
     if settings.mixed_precision not in ("auto", "off"):
         raise SettingsError(f"MIXED_PRECISION={settings.mixed_precision!r} is unknown: expected auto or off")
+    if settings.system_shared_memory not in ("on", "off"):
+        raise SettingsError(f"SYSTEM_SHARED_MEMORY={settings.system_shared_memory!r} is unknown: expected on or off")
     if settings.gpus_per_training < 1:
         raise SettingsError(f"GPUS_PER_TRAINING={settings.gpus_per_training} can't be: expected 1 or more")
     if settings.gpu_memory_mib < 0:

@@ -16,6 +16,10 @@ from inference.loaded import LoadedModels
 from inference.metrics import Jobs, Meters
 from inference.patience import impatient
 from inference.statistics import Statistics
+from inference.v2 import routes as v2
+from inference.v2.gpu_metrics import GpuMetrics
+from inference.v2.shared_memory import Regions
+from inference.v2.statistics import ModelMetrics
 from shared.ledger import Ledger
 from shared.settings import Settings, load, threads
 
@@ -36,9 +40,13 @@ def create_app(settings: Settings) -> Flask:
     loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s, rebuild,
                           settings.device)
     intake = Intake(memory=8 * settings.request_limit_mib << 20)
-    app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake, Statistics())
+    statistics = Statistics()
+    meters.registry.register(ModelMetrics(statistics))
+    meters.registry.register(GpuMetrics())
+    app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake, statistics,
+                                   Regions(settings.system_shared_memory == "on"))
     errors.register(app)
-    for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads):
+    for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads, v2):
         app.register_blueprint(part.bp)
     app.before_request(_refuse_other_sites)
     app.after_request(_safe_headers)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,9 +49,18 @@ class Intake:
         with self._lock:
             self._free += size
 
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Set aside memory for what a body is turned into. Raises Unavailable when it is used up."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give(size)
 
-def pieces(intake: Intake, limit: int) -> Iterator[bytes]:
-    """The body of the current request in pieces of at most 1 MiB.
+
+def pieces(intake: Intake, limit: int, inflate: bool = False) -> Iterator[bytes]:
+    """The body of the current request in pieces of at most 1 MiB; of what it is decompressed, with `inflate`.
 
     Raises:
         RequestEntityTooLarge: it has, or (at once) says that it has, more than `limit` bytes.
@@ -58,11 +68,14 @@ def pieces(intake: Intake, limit: int) -> Iterator[bytes]:
         Unavailable: too many bodies arrive at once.
     """
     declared = request.content_length
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise UnsupportedMediaType("compressed bodies are not accepted: send it without Content-Encoding")
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding not in ("identity", *(("gzip", "deflate") if inflate else ())):
+        raise UnsupportedMediaType("gzip and deflate are the only Content-Encodings of this route" if inflate else
+                                   "compressed bodies are not accepted: send it without Content-Encoding")
     if declared is not None and declared > limit:
         raise RequestEntityTooLarge(f"the body has {declared} bytes, at most {limit} are accepted")
-    return _stream(intake, limit, declared)
+    stream = _stream(intake, limit, declared)
+    return stream if encoding == "identity" else _inflated(stream, limit)
 
 
 def _stream(intake: Intake, limit: int, declared: int | None) -> Iterator[bytes]:
@@ -77,11 +90,30 @@ def _stream(intake: Intake, limit: int, declared: int | None) -> Iterator[bytes]
         raise Refused(f"the body ended after {got} bytes, its Content-Length is {declared}: send it again", "malformed")
 
 
-def read(intake: Intake, limit: int) -> bytes:
+def _inflated(compressed: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    """Raises RequestEntityTooLarge for more than `limit` bytes, of which no more are made; Refused for other bytes."""
+    inflater, got = zlib.decompressobj(32 + zlib.MAX_WBITS), 0  # gzip's header or zlib's
+    try:
+        for piece in compressed:
+            while piece and not inflater.eof:
+                data = inflater.decompress(piece, PIECE)
+                piece = inflater.unconsumed_tail
+                got += len(data)
+                if got > limit:
+                    raise RequestEntityTooLarge(f"the body has more than the {limit} bytes that are accepted, "
+                                                "decompressed")
+                yield data
+    except zlib.error as e:
+        raise Refused(f"the body can't be decompressed: {e}", "malformed") from None
+    if not inflater.eof:
+        raise Refused("the compressed body ends before it is whole", "malformed")
+
+
+def read(intake: Intake, limit: int, inflate: bool = False) -> bytes:
     """The whole body of the current request; raises as `pieces` does."""
     body = bytearray()
     try:
-        for piece in pieces(intake, limit):
+        for piece in pieces(intake, limit, inflate):
             intake.take(len(piece))
             body += piece
     finally:

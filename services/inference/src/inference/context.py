@@ -9,6 +9,7 @@ from inference.body import Intake
 from inference.loaded import LoadedModels
 from inference.metrics import Meters
 from inference.statistics import Statistics
+from inference.v2.shared_memory import Regions
 from shared.ledger import Ledger
 from shared.settings import Settings
 
@@ -22,6 +23,7 @@ class Api:
     meters: Meters
     intake: Intake
     statistics: Statistics
+    regions: Regions
 
 
 def api() -> Api:

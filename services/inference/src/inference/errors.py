@@ -1,4 +1,4 @@
-"""Every error of the API is {"error": {"code", "message"}} with the status that fits."""
+"""Every error of the API is {"error": {"code", "message"}} with the status that fits; under /v2 {"error": message}."""
 
 import logging
 
@@ -12,6 +12,7 @@ log = logging.getLogger("lanner.api")
 RETRY_AFTER_S = 2
 CODES = {400: "malformed", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 411: "length_required",
          413: "too_large", 415: "unsupported_media_type"}
+TRITON = {409: 400, 422: 400}  # the Open Inference Protocol knows no finer difference
 
 
 def status_of(error: LannerError) -> int:
@@ -34,7 +35,11 @@ def status_of(error: LannerError) -> int:
 
 
 def answer(status: int, code: str, message: str) -> Response:
-    response = jsonify(error={"code": code, "message": message})
+    if request.path == "/v2" or request.path.startswith("/v2/"):
+        status = TRITON.get(status, status)
+        response = jsonify(error=message)
+    else:
+        response = jsonify(error={"code": code, "message": message})
     response.status_code = status
     if status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)

@@ -10,14 +10,16 @@ from typing import Any
 
 from redis import RedisError
 
-from inference.memory import Loaded, Memory
+from inference.memory import Key, Loaded, Memory
 from inference.metrics import Meters
 from shared import artifacts
+from shared.datasets import Spec
 from shared.errors import Damaged, LannerError, NotFound, Refused, Unavailable
 from shared.runtimes.plan import Unfit
 
 log = logging.getLogger("lanner.loaded")
 RETRY_S, RETRY_MOST_S = 10.0, 600.0  # a refused Variant is tried again after these, doubling
+LOAD_S = 600.0  # that a call of `load` waits
 FIRST_LOAD_S = 5.0  # that a request waits for the first Variant of an alias
 STAND_IN = "onnx-fp32"  # answers for a TensorRT Variant of the same Model that can't be loaded
 Place = tuple[str, str]  # Name, alias
@@ -35,6 +37,17 @@ class Served:
     loaded: Loaded
     record: dict[str, Any]
     instead_of: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A Variant as it is published. `device` is what computes it, "" while it is not in memory."""
+
+    version: int
+    model: str
+    variant: str
+    spec: Spec
+    device: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,8 @@ class LoadedModels:
         self._aliases: dict[Place, Served] = {}  # replaced whole, never changed
         self._refused: dict[Place, Refusal] = {}  # likewise; both by the watcher alone
         self._rebuilds: dict[Place, tuple[dict[str, Any], str]] = {}  # alias as it was read, job; one a record
+        self._unloaded: set[str] = set()  # Names that do not answer until somebody loads them
+        self._asked_to_load: set[str] = set()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="alias watcher", daemon=True)
         self._watcher.start()
@@ -72,23 +87,80 @@ class LoadedModels:
             Unavailable: the alias's Variant is not loaded yet, or was refused and there was none before it.
             Damaged: the Variant asked for is not what was published.
         """
-        pointed = self._aliases.get((name, alias))
-        if pointed is None and version is None:
-            pointed = self._first_load(name, alias)
+        pointed = self._pointed(name, alias, version)
         if pointed and version is None and variant is None:
             return pointed
-        known = artifacts.versions(self._root, name)
-        version = version if version is not None else pointed.version if pointed else 0
-        if version not in known:
-            raise NotFound(f"{name} has no version {version}: it has {sorted(known) or 'none'}")
-        published = artifacts.list_ids(self._root, f"variants/{known[version]}")
-        if variant is None and pointed and pointed.loaded.variant in published:
-            variant = pointed.loaded.variant
-        if variant is None:
-            raise Refused(f"version {version} of {name} needs a variant, one of {', '.join(published)}", "no_variant")
-        if variant not in published:
-            raise NotFound(f"version {version} of {name} has no {variant}: it has {', '.join(published) or 'none'}")
-        return Served(version, self._memory.get((known[version], variant)), {})
+        version, key = self._locate(name, pointed, version, variant)
+        served = Served(version, self._memory.get(key), {})
+        if name in self._unloaded:  # while this loaded
+            self._memory.forget([key[0]])
+            raise self._no_longer(name)
+        return served
+
+    def find(self, name: str, alias: str, version: int | None = None) -> Found:
+        """What would answer, without loading it. Raises as `resolve`."""
+        pointed = self._pointed(name, alias, version)
+        if pointed and version in (None, pointed.version):
+            loaded = pointed.loaded
+            return Found(pointed.version, loaded.model, loaded.variant, loaded.spec, loaded.device)
+        version, key = self._locate(name, pointed, version, None)
+        held = self._memory.peek(key)
+        if held:
+            return Found(version, *key, held.spec, held.device)
+        return Found(version, *key, Spec.of(artifacts.open_artifact(self._root, f"variants/{'/'.join(key)}",
+                                                                    hashes=False)), "")
+
+    def is_ready(self, name: str, alias: str, version: int | None = None) -> bool:
+        """Whether a request is answered without loading anything first."""
+        pointed = self._aliases.get((name, alias))
+        if name in self._unloaded or version is None or (pointed and pointed.version == version):
+            return pointed is not None
+        return self._memory.holds(artifacts.versions(self._root, name).get(version, ""))
+
+    def is_unloaded(self, name: str) -> bool:
+        return name in self._unloaded
+
+    def holds(self, model: str) -> bool:
+        """Whether a Variant of this Model, by its id, is in memory."""
+        return self._memory.holds(model)
+
+    def unload(self, name: str) -> None:
+        """Close a Name's Variants once they have answered what waits; it answers no more until `load`, or a restart.
+
+        A Variant that another Name's alias points at stays. Raises NotFound.
+        """
+        models = set(artifacts.versions(self._root, name).values())
+        if not models:
+            raise self._absent(name, "")
+        with self._memory.loading:
+            self._unloaded.add(name)
+            self._aliases = {place: served for place, served in self._aliases.items() if place[0] != name}
+            gone = self._memory.forget(models, self._pins())
+        for loaded in gone:
+            loaded.predictor.close(wait=True)
+        log.info("%s is unloaded", name)
+
+    def load(self, name: str) -> None:
+        """Let a Name answer again: returns when each of its aliases answers.
+
+        Raises:
+            NotFound: it has no alias.
+            Refused: an alias's Variant can't be loaded.
+            Unavailable: it takes longer than LOAD_S.
+        """
+        if not artifacts.aliases(self._root, name):
+            raise self._absent(name, "production")
+        self._unloaded.discard(name)
+        self._asked_to_load.add(name)
+        end = time.monotonic() + LOAD_S
+        while name in self._asked_to_load:
+            if self._stop.is_set() or time.monotonic() > end:
+                raise Unavailable(f"{name} is still being loaded", "loading")
+            self.wake()
+            time.sleep(0.02)
+        for place, refusal in self._refused.items():
+            if place[0] == name and place not in self._aliases:
+                raise Refused(f"failed to load '{name}@{place[1]}': {refusal.reason}", "model_refused")
 
     def state(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(serving, refused): what /readyz lists."""
@@ -125,21 +197,31 @@ class LoadedModels:
     def _look(self) -> None:
         """Load what is new beside what serves, swap, drain the old."""
         for name in artifacts.names(self._root):
-            try:
-                found = artifacts.aliases(self._root, name)
-            except LannerError as e:
-                self._refuse((name, ""), {}, e)
-                continue
-            self._refused = {place: r for place, r in self._refused.items() if place != (name, "")}
-            for alias, record in found.items():
-                if self._is_news((name, alias), record):
-                    self._follow((name, alias), record)
+            asked = name in self._asked_to_load
+            self._look_at(name, asked)
+            if asked:
+                self._asked_to_load.discard(name)
 
-    def _is_news(self, place: Place, record: dict[str, Any]) -> bool:
+    def _look_at(self, name: str, asked: bool) -> None:
+        if name in self._unloaded:
+            self._refused = {place: r for place, r in self._refused.items() if place[0] != name}
+            return
+        try:
+            found = artifacts.aliases(self._root, name)
+        except LannerError as e:
+            self._refuse((name, ""), {}, e)
+            return
+        self._refused = {place: r for place, r in self._refused.items() if place != (name, "")}
+        for alias, record in found.items():
+            if self._is_news((name, alias), record, asked):
+                self._follow((name, alias), record)
+
+    def _is_news(self, place: Place, record: dict[str, Any], asked: bool) -> bool:
+        """asked: somebody waits for it, so that a refused Variant is tried again before its time."""
         pointed, refusal = self._aliases.get(place), self._refused.get(place)
         if pointed and pointed.record == record and not pointed.instead_of:
             return False
-        return not (refusal and refusal.record == record and time.monotonic() < refusal.retry_at)
+        return asked or not (refusal and refusal.record == record and time.monotonic() < refusal.retry_at)
 
     def _follow(self, place: Place, record: dict[str, Any]) -> None:
         try:
@@ -155,6 +237,8 @@ class LoadedModels:
     def _swap(self, place: Place, record: dict[str, Any], variant: str) -> None:
         """Load a Variant of the alias's Model and let it answer from now on."""
         with self._memory.loading:
+            if place[0] in self._unloaded:
+                return
             loaded = self._memory.get((record["model"], variant))
             named = variant == record["variant"]
             if named and loaded.digest != record["manifest_sha256"]:
@@ -162,7 +246,7 @@ class LoadedModels:
                               f"the alias was given to {record['manifest_sha256']}")
             served = Served(record["version"], loaded, record, "" if named else record["variant"])
             self._aliases = {**self._aliases, place: served}
-            self._memory.pin((s.loaded.model, s.loaded.variant) for s in self._aliases.values())
+            self._memory.pin(self._pins())
         log.info("%s@%s is version %s, %s on %s", *place, record["version"], loaded.variant, loaded.device)
 
     def _stand_in(self, place: Place, record: dict[str, Any], error: Exception) -> None:
@@ -193,6 +277,33 @@ class LoadedModels:
         self._refused = {**self._refused, place: Refusal(record, reason, tries, time.monotonic() + pause)}
         if tries == 1:
             log.error("%s@%s is refused: %s", *place, reason)
+
+    def _pins(self) -> set[Key]:
+        return {(s.loaded.model, s.loaded.variant) for s in self._aliases.values()}
+
+    def _pointed(self, name: str, alias: str, version: int | None) -> Served | None:
+        if name in self._unloaded:
+            raise self._no_longer(name)
+        pointed = self._aliases.get((name, alias))
+        return self._first_load(name, alias) if pointed is None and version is None else pointed
+
+    def _locate(self, name: str, pointed: Served | None, version: int | None, variant: str | None) -> tuple[int, Key]:
+        """The version and Variant that a request means, with what its alias points at."""
+        known = artifacts.versions(self._root, name)
+        version = version if version is not None else pointed.version if pointed else 0
+        if version not in known:
+            raise NotFound(f"{name} has no version {version}: it has {sorted(known) or 'none'}")
+        published = artifacts.list_ids(self._root, f"variants/{known[version]}")
+        if variant is None and pointed and pointed.loaded.variant in published:
+            variant = pointed.loaded.variant
+        if variant is None:
+            raise Refused(f"version {version} of {name} needs a variant, one of {', '.join(published)}", "no_variant")
+        if variant not in published:
+            raise NotFound(f"version {version} of {name} has no {variant}: it has {', '.join(published) or 'none'}")
+        return version, (known[version], variant)
+
+    def _no_longer(self, name: str) -> NotFound:
+        return NotFound(f"{name} is unloaded: POST /v2/repository/models/{name}/load loads it", "unloaded")
 
     def _first_load(self, name: str, alias: str) -> Served:
         """Wait for an alias that points to a Variant for the first time: its pipeline may have ended just now."""

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,24 @@ class Memory:
                 self._asked.pop(key, None)
             self._pinned = now
             self._retire()
+
+    def peek(self, key: Key) -> Loaded | None:
+        """The Variant if it is in memory."""
+        return self._loaded.get(key)
+
+    def holds(self, model: str) -> bool:
+        """Whether a Variant of this Model is in memory."""
+        return any(key[0] == model for key in list(self._loaded))
+
+    def forget(self, models: Collection[str], pinned: Iterable[Key] | None = None) -> list[Loaded]:
+        """Drop what is not pinned of these Models; `pinned` replaces what is. Returns what will be closed."""
+        with self.loading:
+            mine = {key: loaded for key, loaded in self._loaded.items() if key[0] in models}
+            self.pin(self._pinned if pinned is None else pinned)
+            for key in mine:
+                self._asked.pop(key, None)
+            self._retire()
+            return [loaded for key, loaded in mine.items() if key not in self._loaded]
 
     def close(self) -> None:
         """Answer what is waiting, then close every Session."""

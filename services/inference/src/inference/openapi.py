@@ -13,6 +13,28 @@ QUERY = {
 }
 JSON = "application/json"
 IMAGES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream", "multipart/form-data", JSON)
+# The Open Inference Protocol: clients that speak it need no description. A model is NAME, or NAME@ALIAS.
+V2 = (
+    ("get", "/v2", "The server's name and its extensions", 200, JSON, ()),
+    ("get", "/v2/health/live", "Whether the process answers", 200, JSON, ()),
+    ("get", "/v2/health/ready", "Whether a model answers", 200, JSON, ()),
+    ("get", "/v2/models/stats", "Statistics of every model that was asked", 200, JSON, ()),
+    *((method, f"/v2/models/{{model}}{version}{path}", summary, 200, JSON, bodies)
+      for version in ("", "/versions/{version}") for method, path, summary, bodies in (
+          ("get", "", "Inputs, outputs, versions", ()),
+          ("get", "/ready", "Whether it answers without being loaded first", ()),
+          ("get", "/config", "Its configuration, as Triton writes it", ()),
+          ("get", "/stats", "Its statistics", ()),
+          ("post", "/infer", "Label images", (JSON, "application/octet-stream")))),
+    ("post", "/v2/repository/index", "Every model, and whether it answers", 200, JSON, (JSON,)),
+    ("post", "/v2/repository/models/{model}/load", "Let a name answer again", 200, JSON, (JSON,)),
+    ("post", "/v2/repository/models/{model}/unload", "Give a name's memory back", 200, JSON, (JSON,)),
+    ("get", "/v2/systemsharedmemory/status", "Every region of shared memory", 200, JSON, ()),
+    ("get", "/v2/systemsharedmemory/region/{region}/status", "One region", 200, JSON, ()),
+    ("post", "/v2/systemsharedmemory/region/{region}/register", "Register a region", 200, JSON, (JSON,)),
+    ("post", "/v2/systemsharedmemory/region/{region}/unregister", "Forget a region", 200, JSON, ()),
+    ("post", "/v2/systemsharedmemory/unregister", "Forget every region", 200, JSON, ()),
+)
 # method, path, what it does, status on success, what it answers, forms of its body
 ROUTES = (
     ("get", "/", "The page for people", 200, "text/html", ()),
@@ -45,6 +67,7 @@ ROUTES = (
     ("get", "/v1/predictions/{predictions_id}/predictions.parquet", "Its table", 200, "application/vnd.apache.parquet",
      ()),
     ("get", "/v1/cards/{model_id}", "The release card, as JSON or HTML", 200, JSON, ()),
+    *V2,
 )
 
 
