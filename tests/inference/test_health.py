@@ -31,7 +31,7 @@ def test_without_a_promotion_the_api_lives_and_is_not_ready(client: FlaskClient)
 
 def test_readiness_lists_what_answers(serving: FlaskClient, root: object) -> None:
     assert serving.get("/readyz").json == {
-        "ready": True, "redis": True, "refused": [],
+        "ready": True, "redis": True, "refused": [], "unloaded": [],
         "models": [{"name": "colors", "alias": "production", "version": 1, "model_id": "m-1", "variant": "onnx-fp32",
                     "digest": artifacts.manifest_digest(root, "variants/m-1/onnx-fp32"), "device": "cpu"}]}  # type: ignore[arg-type]
 

@@ -24,7 +24,7 @@ def ask(client: FlaskClient, query: str = "", name: str = "colors") -> int:
 
 def owners() -> list[str]:
     """Threads that own a loaded Variant."""
-    return sorted(t.name for t in threading.enumerate() if t.name.startswith("predictor ") and t.is_alive())
+    return sorted(t.name for t in threading.enumerate() if t.name.startswith("predictor m-") and t.is_alive())
 
 
 def test_unloading_closes_every_variant_of_the_name_and_loading_opens_them(serving: FlaskClient, root: Path) -> None:
@@ -35,7 +35,9 @@ def test_unloading_closes_every_variant_of_the_name_and_loading_opens_them(servi
     assert owners() == []
     assert [ask(serving), ask(serving, "?version=2"), ask(serving, "?variant=onnx-fp32")] == [404] * 3
     assert serving.get("/v2/health/ready").status_code == 400
-    assert serving.get("/readyz").status_code == 503
+    ready = serving.get("/readyz")
+    assert (ready.status_code, ready.json["unloaded"]) == (503, ["colors"])
+    assert "unloaded" in ready.json["error"]["message"]
     assert serving.post(f"{REPOSITORY}/unload", json={"parameters": {"unload_dependents": True}}).status_code == 200
     assert serving.post(f"{REPOSITORY}/load").status_code == 200
     assert owners() == ["predictor m-1 onnx-fp32"]

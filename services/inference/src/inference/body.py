@@ -21,7 +21,7 @@ class Intake:
     """Bounds what clients can hold: how many send a body at once, and the memory of the bodies still arriving."""
 
     def __init__(self, memory: int, slots: int = BODY_SLOTS):
-        self._free = memory
+        self.memory = self._free = memory
         self._slots = slots
         self._lock = threading.Lock()
 

@@ -24,10 +24,12 @@ def readyz() -> tuple[Response, int]:
         redis = bool(context.redis.ping())
     except RedisError:
         redis = False
-    state = {"ready": bool(serving), "models": serving, "refused": refused, "redis": redis}
+    unloaded = context.loaded.unloaded()
+    state = {"ready": bool(serving), "models": serving, "refused": refused, "unloaded": unloaded, "redis": redis}
     if serving:
         return jsonify(state), 200
-    message = "every promoted model is refused" if refused else "no model is promoted yet: POST /v1/pipelines makes one"
+    message = ("every promoted model is refused or unloaded" if refused or unloaded else
+               "no model is promoted yet: POST /v1/pipelines makes one")
     return jsonify({"error": {"code": "no_model", "message": message}, "code": "no_model", **state}), 503
 
 

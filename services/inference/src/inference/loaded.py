@@ -117,8 +117,9 @@ class LoadedModels:
             return pointed is not None
         return self._memory.holds(artifacts.versions(self._root, name).get(version, ""))
 
-    def is_unloaded(self, name: str) -> bool:
-        return name in self._unloaded
+    def unloaded(self) -> list[str]:
+        """Names that do not answer until somebody loads them."""
+        return sorted(self._unloaded)
 
     def holds(self, model: str) -> bool:
         """Whether a Variant of this Model, by its id, is in memory."""

@@ -16,7 +16,7 @@ from shared.errors import NotFound, Refused
 from shared.jobs import check_id
 
 HEADER = "Inference-Header-Content-Length"
-JSON_IN_MEMORY = 8  # times the size of its text that a tensor of JSON takes while it is read
+JSON_IN_MEMORY = 12  # times the size of its text that a tensor of JSON takes at most while it is read
 LEVEL = 1  # of compression: answers are a few probabilities
 
 
@@ -60,7 +60,8 @@ def _parse(context: Api, model: str, body: bytes) -> InferRequest:
     if header == 0 and body:
         return raw(body)
     size = len(body) if header is None else min(header, len(body))
-    with context.intake.hold(JSON_IN_MEMORY * size if size > JSON_LIMIT else 0):
+    needed = min(JSON_IN_MEMORY * size, context.intake.memory) if size > JSON_LIMIT else 0
+    with context.intake.hold(needed):
         return parse(model, body, header, context.regions.read)
 
 
