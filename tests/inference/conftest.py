@@ -54,10 +54,15 @@ def onnx_bytes(weights: np.ndarray) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def publish_variant(root: Path, model_id: str, variant: str = "onnx-fp32", weights: np.ndarray | None = None) -> None:
-    """A Variant as optimization publishes it; weights other than the identity change what it answers."""
+def publish_variant(root: Path, model_id: str, variant: str = "onnx-fp32",
+                    weights: np.ndarray | bytes | None = None) -> None:
+    """A Variant as optimization publishes it; weights other than the identity change what it answers.
+
+    Bytes are those of another network of a Variant's form.
+    """
     staging = artifacts.stage(root, "j-test")
-    (staging / "model.onnx").write_bytes(onnx_bytes(np.eye(3) * 0.05 if weights is None else weights))
+    network = weights if isinstance(weights, bytes) else onnx_bytes(np.eye(3) * 0.05 if weights is None else weights)
+    (staging / "model.onnx").write_bytes(network)
     images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
     session = OnnxSession(staging / "model.onnx")
     np.savez(staging / "golden.npz", images=images, probabilities=session.run(images))
@@ -68,7 +73,7 @@ def publish_variant(root: Path, model_id: str, variant: str = "onnx-fp32", weigh
                       {"format": form, "precision": precision, "spec": spec, "model": model_id, "summary": {}})
 
 
-def publish_model(root: Path, name: str, model_id: str, **variants: np.ndarray | None) -> int:
+def publish_model(root: Path, name: str, model_id: str, **variants: np.ndarray | bytes | None) -> int:
     """A Model's version under a Name with its Variants (`onnx_fp32=weights`). Returns the version."""
     staging = artifacts.stage(root, "j-test")
     (staging / "model.keras").write_bytes(b"weights")

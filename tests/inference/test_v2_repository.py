@@ -3,12 +3,15 @@
 import threading
 from pathlib import Path
 
+import numpy as np
+import psutil
 from flask import Flask
 from flask.testing import FlaskClient
+from onnx import TensorProto, helper, numpy_helper
 
 from shared import artifacts
 
-from .conftest import RED, png, publish_model, until
+from .conftest import LABELS, RED, SIZE, png, publish_model, until
 
 REPOSITORY = "/v2/repository/models/colors"
 
@@ -42,6 +45,38 @@ def test_unloading_closes_every_variant_of_the_name_and_loading_opens_them(servi
     assert serving.post(f"{REPOSITORY}/load").status_code == 200
     assert owners() == ["predictor m-1 onnx-fp32"]
     assert ask(serving) == 200
+
+
+def wide_network(neurons: int) -> bytes:
+    """A Variant's network with a product of neurons x neurons float32 in it."""
+    draw = np.random.default_rng(0).normal
+    weights = {"a": (3, neurons), "b": (neurons, neurons), "c": (neurons, len(LABELS))}
+    nodes = [helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+             helper.make_node("ReduceMean", ["pixels", "axes"], ["x"], keepdims=0),
+             helper.make_node("MatMul", ["x", "a"], ["xa"]), helper.make_node("MatMul", ["xa", "b"], ["xb"]),
+             helper.make_node("MatMul", ["xb", "c"], ["logits"]),
+             helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)]
+    graph = helper.make_graph(
+        nodes, "wide", [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(LABELS)])],
+        [*(numpy_helper.from_array(draw(0, 1e-3, shape).astype(np.float32), name) for name, shape in weights.items()),
+         numpy_helper.from_array(np.array([1, 2], np.int64), "axes")])
+    return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)],
+                                   ir_version=10).SerializeToString())
+
+
+def test_unloading_gives_the_memory_back(client: FlaskClient, root: Path) -> None:
+    publish_model(root, "wide", "m-1", onnx_fp32=wide_network(4000))
+    artifacts.promote(root, "wide", "production", 1, "onnx-fp32", by="test")
+    until(lambda: client.get("/readyz").status_code == 200)
+    memory, loaded, unloaded = psutil.Process().memory_info, [], []
+    for _ in range(3):
+        loaded.append(memory().rss)
+        client.post("/v2/repository/models/wide/unload")
+        unloaded.append(memory().rss)
+        client.post("/v2/repository/models/wide/load")
+    assert loaded[-1] - unloaded[-1] > 4000 ** 2 * 4
+    assert unloaded[-1] - unloaded[0] < 4000 ** 2 * 4 / 4
 
 
 def test_a_promotion_does_not_load_what_was_unloaded(serving: FlaskClient, root: Path) -> None:

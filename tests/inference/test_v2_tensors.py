@@ -40,12 +40,14 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
         a, b, equal_nan=a.dtype.kind == "f")
 
 
+@settings(deadline=None)
 @given(tensors())
 def test_what_was_written_in_binary_is_read(written: tuple[str, np.ndarray]) -> None:
     datatype, tensor = written
     assert same(from_binary(to_binary(tensor, datatype), datatype, tensor.shape, WHAT), tensor)
 
 
+@settings(deadline=None)
 @given(tensors(tuple(d for d in DATATYPES if d not in BINARY_ONLY), texts=True), st.booleans())
 def test_what_was_written_in_json_is_read_nested_or_flat(written: tuple[str, np.ndarray], nested: bool) -> None:
     datatype, tensor = written
@@ -57,6 +59,7 @@ def test_what_was_written_in_json_is_read_nested_or_flat(written: tuple[str, np.
     assert same(from_json(data, datatype, tensor.shape, WHAT), tensor)
 
 
+@settings(deadline=None)
 @given(tensors(), st.binary(min_size=1, max_size=9))
 def test_left_over_or_missing_bytes_are_refused(written: tuple[str, np.ndarray], more: bytes) -> None:
     datatype, tensor = written
@@ -66,13 +69,14 @@ def test_left_over_or_missing_bytes_are_refused(written: tuple[str, np.ndarray],
             from_binary(wrong, datatype, tensor.shape, WHAT)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64), st.sampled_from(DATATYPES), SHAPES)
 def test_any_bytes_are_a_tensor_of_that_shape_or_refused(data: bytes, datatype: str, shape: tuple[int, ...]) -> None:
     with contextlib.suppress(Refused):
         assert from_binary(data, datatype, shape, WHAT).shape == shape
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)),
        st.sampled_from(DATATYPES), SHAPES)
@@ -97,6 +101,7 @@ def test_the_bytes_are_little_endian_row_major_with_lengths_before_strings() -> 
     assert to_binary(np.array([True, False]), "BOOL") == b"\1\0"
 
 
+@settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False))
 def test_bf16_is_the_nearest_there_is(value: float) -> None:
     tensor = np.array([value], np.float32)
