@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from shared.datasets import Spec
 from shared.settings import Settings
 from training import device
 from training.recipes import SPEEDRUN
-from training.speedrun import crops, muon, network, program, whitening
+from training.speedrun import crops, muon, network, program
 from training.speedrun.network import Layout
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -32,7 +33,7 @@ class Ours:
         recipe = dataclasses.replace(SPEEDRUN, epochs=args.epochs or SPEEDRUN.epochs, batch_size=batch)
         steps = len(train[0]) // batch
         gpu = args.device == "gpu"
-        self.plan = program.Plan(Layout.of(spec), recipe, *program.channel_scale(spec), (2, 2), True, steps, steps,
+        self.plan = program.Plan(Layout.of(spec), recipe, *program.channel_scale(spec), (2, 2), True, steps,
                                  tf.float16 if gpu else tf.float32, gpu)
         self.images, self.labels, self.held = (tf.constant(a) for a in (*train, held[0]))
         self.truth = held[1]
@@ -45,12 +46,10 @@ class Ours:
         self.compile_s = time.perf_counter() - began
 
     def part(self, trains: bool, plan: program.Plan | None = None) -> program.Part:
-        return program.new_part(plan or self.plan, self.images, self.labels, trains)
+        return program.new_part(plan or self.plan, self.images, self.labels, self.plan.steps_an_epoch, trains)
 
     def first_layer(self) -> tf.Tensor:
-        layout = self.plan.layout
-        some = program.normalised(self.plan, self.images[:whitening.IMAGES], tf.float32)
-        return tf.constant(whitening.whitening(some, layout.kernel, layout.stride, layout.directions))
+        return program.first_layer(self.plan, self.images)
 
     def new_state(self, seed: int) -> program.State:
         state = program.begin(*network.initial(self.plan.layout, np.random.default_rng(seed)))
@@ -97,7 +96,7 @@ class Ours:
 
     def profile(self) -> list[str]:
         state, first_layer = self.new_state(0), self.first_layer()
-        return profiled(lambda: self.epoch(state, first_layer, 0, 7).weights.head.numpy(), self.plan.part)
+        return profiled(lambda: self.epoch(state, first_layer, 0, 7).weights.head.numpy(), self.plan.steps_an_epoch)
 
     def explore(self, until: float) -> list[dict[str, Any]]:
         """Milliseconds a step with one thing changed, the first layer's bias not trained; programs compiled anew."""
@@ -123,12 +122,12 @@ class Ours:
             for number in range(4):
                 began = time.perf_counter()
                 state, sums = part(state, first_layer, *map(tf.constant, (0, number, 0)))
-                loss = float(sums[0].numpy()) / plan.part
+                loss = float(sums[0].numpy()) / plan.steps_an_epoch
                 times.append(time.perf_counter() - began)
         finally:
             for patch in patches:
                 patch.stop()
-        return {"first": round(times[0], 2), "ms a step": round(1000 * min(times[1:]) / plan.part, 3),
+        return {"first": round(times[0], 2), "ms a step": round(1000 * min(times[1:]) / plan.steps_an_epoch, 3),
                 "loss": round(loss, 4)}
 
 
@@ -148,6 +147,24 @@ def _halves(x: tf.Tensor) -> tf.Tensor:
     return tf.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
+def _multiplied(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    """The first layer of kernel 2 and stride 1 as a product of matrices."""
+    places, outputs = images.shape[1] - 1, kernel.shape[3]
+    patches = [images[:, i:i + places, j:j + places] for i in (0, 1) for j in (0, 1)]
+    flat = tf.reshape(tf.concat(patches, 3), [-1, 12])
+    return tf.reshape(tf.matmul(flat, tf.reshape(kernel, [12, outputs])), [-1, places, places, outputs])
+
+
+def _summed(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    """The first layer of kernel 2 and stride 1 as sums, which XLA can make one with what comes before and behind."""
+    places = images.shape[1] - 1
+    found = 0.0
+    for i, j, k in itertools.product((0, 1), (0, 1), (0, 1, 2)):
+        patch = tf.cast(images[:, i:i + places, j:j + places, k:k + 1], tf.float32)
+        found += patch * tf.cast(kernel[i, j, k], tf.float32)
+    return tf.cast(found, images.dtype)
+
+
 def _cropped(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     x = tf.nn.conv2d(x, kernel, 1, "SAME")
     even = x.shape[1] // 2 * 2
@@ -165,6 +182,8 @@ VARIATIONS: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "pools as maxima of slices": ([_swap(network, "pooled", _slices)], {}),
     "pools as maxima of halves": ([_swap(network, "pooled", _halves)], {}),
     "odd maps convolved whole": ([_swap(network, "convolved_evenly", _cropped)], {}),
+    "first layer as a product": ([_swap(network, "whitened", _multiplied)], {}),
+    "first layer as sums": ([_swap(network, "whitened", _summed)], {}),
     "no orthogonal updates": ([_swap(muon, "orthogonal", lambda m, dtype: m / (muon.norms(m) + 1e-7))], {}),
     "no gathers": ([_swap(crops, "take", lambda images, rows, shifts, mirrored: images[:rows.shape[0]])], {}),
     "no normalisation": ([_swap(network, "normed", _unnormed)], {}),

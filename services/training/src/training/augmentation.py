@@ -46,7 +46,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _pixels(value: float, size: int) -> float:
+def pixels(value: float, size: int) -> float:
+    """What an option says, in pixels: below 1 it is a fraction of the side."""
     return value * size if value < 1 else value
 
 
@@ -63,7 +64,7 @@ def draw(options: dict[str, Any], size: int, count: int, seed: tf.Tensor) -> Dra
     def between(low: float, high: float, column: int, columns: int = 1) -> tf.Tensor:
         return low + drawn[:, column:column + columns] * (high - low)
 
-    down, right = (_pixels(options.get(name, 0), size) for name in ("height_shift_range", "width_shift_range"))
+    down, right = (pixels(options.get(name, 0), size) for name in ("height_shift_range", "width_shift_range"))
     shift = tf.concat([between(-down, down, 0), between(-right, right, 1)], 1)
     zoom = options.get("zoom_range", 0)
     low, high = zoom if isinstance(zoom, (list, tuple)) else (1 - zoom, 1 + zoom)
@@ -94,7 +95,7 @@ def apply(images: tf.Tensor, options: dict[str, Any], draws: Draws, blank: tuple
         images = _shifted(images, draws)
     images = tf.cast(images, tf.float32)
     if options.get("cutout"):
-        images = _blanked(images, draws["hole"], round(_pixels(options["cutout"], images.shape[1])), blank)
+        images = _blanked(images, draws["hole"], round(pixels(options["cutout"], images.shape[1])), blank)
     return images
 
 
@@ -138,7 +139,7 @@ def _gathered(images: tf.Tensor, transforms: tuple[tf.Tensor, tf.Tensor]) -> tf.
     """The same sampling as four gathers of bytes and their weighted mean, which XLA makes one kernel of."""
     size = images.shape[1]
     across = tf.range(size, dtype=tf.float32) - (size / 2 - 0.5)
-    pixels = tf.reshape(images, [-1, size * size, 3])
+    flat = tf.reshape(images, [-1, size * size, 3])
 
     def source(factors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The pixel before, the pixel behind, int32 [N, S, S], and how far it is from the one to the other."""
@@ -152,7 +153,7 @@ def _gathered(images: tf.Tensor, transforms: tuple[tf.Tensor, tf.Tensor]) -> tf.
     left, right, along = source(transforms[1])
 
     def row(at: tf.Tensor) -> tf.Tensor:
-        one, other = (tf.cast(tf.gather(pixels, at * size + x, batch_dims=1), tf.float32) for x in (left, right))
+        one, other = (tf.cast(tf.gather(flat, at * size + x, batch_dims=1), tf.float32) for x in (left, right))
         return one + along * (other - one)
 
     upper, lower = row(top), row(bottom)

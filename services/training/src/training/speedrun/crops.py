@@ -22,7 +22,7 @@ def draw(count: int, reach: tuple[int, int], mirror: bool, seed: tf.Tensor, epoc
     shifts = positive % tf.constant([2 * r + 1 for r in reach]) - tf.constant(reach)
     if not mirror:
         return order, shifts, tf.zeros([count], tf.bool)
-    sides = tf.random.stateless_uniform([count], tf.stack([seed, -1]), None, None, tf.int32)
+    sides = tf.random.stateless_uniform([count], tf.stack([seed, 2**31 - 1]), None, None, tf.int32)
     return order, shifts, tf.equal(tf.bitwise.bitwise_and(sides + epoch, 1), 1)
 
 

@@ -66,6 +66,11 @@ class Layout:
         return 2 * self.stride
 
     @property
+    def places(self) -> int:
+        """Side of the first layer's map."""
+        return (self.size - self.kernel) // self.stride + 1
+
+    @property
     def directions(self) -> int:
         return min(3 * self.kernel**2, MOST_DIRECTIONS)
 
@@ -113,7 +118,7 @@ def forward(layout: Layout, weights: Weights, whitening: tf.Tensor, images: tf.T
     These are the batch's, or `running` where given. Computes in the images' dtype, normalisation in float32.
     """
     dtype = images.dtype
-    x = tf.nn.conv2d(images, tf.cast(whitening, dtype), layout.stride, "VALID")
+    x = whitened(images, tf.cast(whitening, dtype), layout.stride)
     x = tf.nn.silu(x + tf.cast(weights.whitening_bias, dtype))
     sizes = [o for _, o in layout.convolutions]
     given = zip(*(tf.split(s, sizes) for s in running), strict=True) if running else [None] * len(sizes)
@@ -127,6 +132,10 @@ def forward(layout: Layout, weights: Weights, whitening: tf.Tensor, images: tf.T
     logits = tf.matmul(tf.reduce_max(x, [1, 2]), tf.cast(weights.head, dtype))
     means, variances = zip(*found, strict=True)
     return tf.cast(logits, tf.float32) / WIDTHS[-1], Statistics(tf.concat(means, 0), tf.concat(variances, 0))
+
+
+def whitened(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    return tf.nn.conv2d(images, kernel, stride, "VALID")
 
 
 def convolved_evenly(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from shared.datasets import Spec
 from training.networks import SMALLEST_STD
 from training.recipes import Recipe
-from training.speedrun import crops, muon
+from training.speedrun import crops, muon, whitening
 from training.speedrun.network import Layout, Statistics, Weights, forward
 
 BATCH = 2000  # that the rates are for
@@ -39,7 +39,7 @@ Answer = Callable[[State, tf.Tensor], tf.Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """A training of `recipe`, `part` steps a program. dtype: what is computed in; xla: compile the programs."""
+    """A training of `recipe`. dtype: what is computed in; xla: compile the programs."""
 
     layout: Layout
     recipe: Recipe
@@ -48,7 +48,6 @@ class Plan:
     reach: tuple[int, int]  # rows and columns that images are moved by, at most
     mirror: bool
     steps_an_epoch: int
-    part: int
     dtype: tf.DType = tf.float32
     xla: bool = False
 
@@ -72,25 +71,35 @@ def begin(weights: Weights, running: Statistics) -> State:
     return tf.nest.map_structure(tf.constant, State(weights, Weights(*map(np.zeros_like, weights)), running))
 
 
+def first_layer(plan: Plan, images: tf.Tensor) -> tf.Tensor:
+    """The kernel of the first layer for images uint8 [N, S, S, 3] on the device."""
+    layout = plan.layout
+    return tf.constant(whitening.whitening(images, plan.mean, plan.std, layout.kernel, layout.stride,
+                                           layout.directions))
+
+
 def normalised(plan: Plan, images: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """uint8 [N, S, S, 3] -> `dtype`: mean 0 and standard deviation 1."""
     return tf.cast((tf.cast(images, tf.float32) - plan.mean) * [1 / s for s in plan.std], dtype)
 
 
-def new_part(plan: Plan, images: tf.Tensor, labels: tf.Tensor, train_whitening: bool) -> Part:
-    """part(state, whitening, seed, epoch, first): `plan.part` steps from step `first` of an epoch.
+def new_part(plan: Plan, images: tf.Tensor, labels: tf.Tensor, steps: int, train_whitening: bool,
+             class_weights: np.ndarray | None = None) -> Part:
+    """part(state, kernel, seed, epoch, first): `steps` steps from step `first` of an epoch; kernel: the first layer's.
 
     Images uint8 [N, S, S, 3] and labels int32 [N] on the device; seed, epoch and first int32 scalars. Returns the state
     behind the steps and float32 [2]: the sums over the steps of mean loss and of the share of right answers.
 
     `train_whitening`: whether the first layer's bias is trained; where not, nothing is carried back through the first
-    convolution.
+    convolution. `class_weights`: float32 [K], what an image of each class counts in the loss.
+
+    How many steps is compiled in: where it was an argument, the GPU would have to ask the host after each.
     """
     recipe, batch = plan.recipe, plan.recipe.batch_size
     smoothing, classes = recipe.label_smoothing, plan.layout.classes
     other = smoothing / classes
 
-    def part(state: State, whitening: tf.Tensor, seed: tf.Tensor, epoch: tf.Tensor,
+    def part(state: State, kernel: tf.Tensor, seed: tf.Tensor, epoch: tf.Tensor,
              first: tf.Tensor) -> tuple[State, tf.Tensor]:
         order, shifts, mirrored = crops.draw(len(images), plan.reach, plan.mirror, seed, epoch)
 
@@ -102,17 +111,20 @@ def new_part(plan: Plan, images: tf.Tensor, labels: tf.Tensor, train_whitening: 
             wanted = [w for w in weights if train_whitening or w is not weights.whitening_bias]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(wanted)
-                logits, seen = forward(plan.layout, weights, whitening, pixels)
+                logits, seen = forward(plan.layout, weights, kernel, pixels)
                 targets = tf.one_hot(truth, classes, 1 - smoothing + other, other)
                 # A sum, not a mean: gradients in float16 neither vanish nor overflow, so no loss is scaled.
-                loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+                losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+                if class_weights is not None:
+                    losses *= tf.gather(tf.constant(class_weights), truth)
+                loss = tf.reduce_sum(losses)
             found = tape.gradient(loss, wanted)
             gradients = Weights(*found) if train_whitening else Weights(found[0], None, *found[1:])
             right = tf.reduce_mean(tf.cast(tf.argmax(logits, 1, tf.int32) == truth, tf.float32))
             number = tf.cast(epoch * plan.steps_an_epoch + first + i, tf.float32)
             return i + 1, update(plan, state, gradients, seen, number), sums + tf.stack([loss / batch, right])
 
-        return tf.while_loop(lambda i, *_: i < plan.part, body, (tf.constant(0), state, tf.zeros([2])))[1:]
+        return tf.while_loop(lambda i, *_: i < steps, body, (tf.constant(0), state, tf.zeros([2])))[1:]
 
     return tf.function(part, jit_compile=plan.xla)
 
@@ -148,7 +160,7 @@ def update(plan: Plan, state: State, gradients: Weights, seen: Statistics, numbe
 
 
 def new_answer(plan: Plan, images: tf.Tensor, views: Sequence[tuple[int, int, float]] = ()) -> Answer:
-    """answer(state, whitening) -> logits float32 [N, K] of images uint8 [N, S, S, 3] on the device.
+    """answer(state, kernel) -> logits float32 [N, K] of images uint8 [N, S, S, 3] on the device.
 
     `views`: VIEWS, for the weighted mean over moved and mirrored copies of each image; none, to look at it as it is.
     """
@@ -156,23 +168,23 @@ def new_answer(plan: Plan, images: tf.Tensor, views: Sequence[tuple[int, int, fl
     parts = -(-count * plan.layout.size**2 // ANSWERED)
     batch = -(-count // parts)
 
-    def logits_of(state: State, whitening: tf.Tensor, taken: tf.Tensor) -> tf.Tensor:
+    def logits_of(state: State, kernel: tf.Tensor, taken: tf.Tensor) -> tf.Tensor:
         seen = [taken]
         if views:
             moved = [crops.shifted(taken, down, right) if down or right else taken for down, right, _ in views]
             seen = [side for m in moved for side in (m, m[:, :, ::-1])]
         pixels = normalised(plan, tf.concat(seen, 0), plan.dtype)
-        logits, _ = forward(plan.layout, state.weights, whitening, pixels, state.running)
+        logits, _ = forward(plan.layout, state.weights, kernel, pixels, state.running)
         if not views:
             return logits
         shares = tf.constant([weight / 2 for *_, weight in views for _ in "lr"])
         return tf.einsum("v,vbk->bk", shares, tf.reshape(logits, [len(seen), -1, plan.layout.classes]))
 
-    def answer(state: State, whitening: tf.Tensor) -> tf.Tensor:
+    def answer(state: State, kernel: tf.Tensor) -> tf.Tensor:
         def body(i: tf.Tensor, found: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             at = tf.minimum(i * batch, count - batch)  # the last part begins early, to be as large as the others
             taken = tf.slice(images, [at, 0, 0, 0], [batch, *images.shape[1:]])
-            return i + 1, found.write(i, logits_of(state, whitening, taken))
+            return i + 1, found.write(i, logits_of(state, kernel, taken))
 
         none = tf.TensorArray(tf.float32, parts, element_shape=[batch, plan.layout.classes])
         found = tf.while_loop(lambda i, _: i < parts, body, (tf.constant(0), none))[1].stack()

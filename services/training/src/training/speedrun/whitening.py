@@ -8,15 +8,17 @@ IMAGES = 5000
 ELEMENTS = 6e7  # at most so many numbers of patches are looked at
 
 
-def whitening(images: tf.Tensor, kernel: int, stride: int, directions: int) -> np.ndarray:
-    """float32 [kernel, kernel, 3, 2 * directions] for images, float32 [N, S, S, 3], normalised.
+def whitening(images: tf.Tensor, mean: tuple[float, ...], std: tuple[float, ...], kernel: int, stride: int,
+              directions: int) -> np.ndarray:
+    """float32 [kernel, kernel, 3, 2 * directions] for images uint8 [N, S, S, 3], mean and std per channel of them.
 
     The principal directions of their patches, those of most variance first, each divided by its standard deviation, and
     then the same negated. Reads the first 5,000 images, of large ones fewer.
     """
     places = (images.shape[1] - kernel) // stride + 1
     enough = max(1, min(IMAGES, int(ELEMENTS / (places**2 * kernel**2 * 3))))
-    variances, vectors = np.linalg.eigh(_covariance(images[:enough], kernel, stride).numpy())
+    some = (tf.cast(images[:enough], tf.float32) - mean) / std
+    variances, vectors = np.linalg.eigh(_covariance(some, kernel, stride).numpy())
     variances, vectors = variances[::-1][:directions], vectors[:, ::-1][:, :directions]
     half = (vectors / np.sqrt(np.maximum(variances, 0) + EPSILON)).reshape(kernel, kernel, 3, -1)
     return np.concatenate([half, -half], 3).astype(np.float32)
