@@ -186,6 +186,21 @@ def test_tensors_in_system_shared_memory(client: triton.InferenceServerClient) -
         shared_memory.destroy_shared_memory_region(region_out)
 
 
+def test_a_tensor_larger_than_a_request_may_be_is_not_read(client: triton.InferenceServerClient) -> None:
+    path = Path(f"/dev/shm/lanner-vast-{os.getpid()}")
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # takes no memory: nothing is written
+    try:
+        client.register_system_shared_memory("vast", path.name, 1 << 40)
+        tensor = triton.InferInput("images", [1, SIZE, SIZE, 3], "UINT8")
+        tensor.set_shared_memory("vast", 1 << 40)
+        with pytest.raises(InferenceServerException, match="at most 1048576 are accepted"):
+            client.infer("colors", [tensor])
+    finally:
+        client.unregister_system_shared_memory("vast")
+        path.unlink()
+
+
 @pytest.mark.parametrize("key", ["/../etc/passwd", "a/b", "..", "", "/", "/etc\x00", "/no-such-region", "x" * 300])
 def test_a_key_that_is_no_shared_memory_is_refused(client: triton.InferenceServerClient, key: str) -> None:
     with pytest.raises(InferenceServerException, match="shared memory"):

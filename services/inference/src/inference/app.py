@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> Flask:
     meters.registry.register(ModelMetrics(statistics))
     meters.registry.register(GpuMetrics())
     app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake, statistics,
-                                   Regions(settings.system_shared_memory == "on"))
+                                   Regions(settings.system_shared_memory == "on", settings.request_limit_mib << 20))
     errors.register(app)
     for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads, v2):
         app.register_blueprint(part.bp)

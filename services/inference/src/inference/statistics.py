@@ -66,9 +66,8 @@ class Timing:
         self.answered = 0
 
     def found(self, version: int) -> None:
-        """The version that answers. Requests for what does not exist are not counted."""
-        if self.figures is None:
-            self.figures = self._statistics.start((self._model, version))
+        """The version that answers; another one if it was replaced meanwhile. What does not exist is not counted."""
+        self.figures = self._statistics.start((self._model, version), self.figures)
 
     def computed(self, answer: Answer, images: int) -> None:
         self.answer, self.images, self.answered = answer, images, time.monotonic_ns()
@@ -92,10 +91,13 @@ class Statistics:
             raise
         self._end(timing)
 
-    def start(self, model: Model) -> Figures:
+    def start(self, model: Model, before: Figures | None = None) -> Figures:
+        """Count a request as one that waits for this Model, and no longer for the one before."""
         with self._lock:
             figures = self._models.setdefault(model, Figures())
             figures.pending += 1
+            if before is not None:
+                before.pending -= 1
             return figures
 
     def snapshot(self) -> dict[Model, Figures]:

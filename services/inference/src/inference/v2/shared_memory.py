@@ -29,8 +29,9 @@ class Region:
 class Regions:
     """Safe to share among threads. Where `allowed` is not set, every call raises Refused."""
 
-    def __init__(self, allowed: bool):
-        self.allowed = allowed
+    def __init__(self, allowed: bool, limit: int):
+        """limit: bytes of a tensor; a file there may say that it has more than the host has memory."""
+        self.allowed, self._limit = allowed, limit
         self._lock = threading.Lock()
         self._regions: dict[str, Region] = {}
 
@@ -62,6 +63,9 @@ class Regions:
     def read(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` of the region. Raises NotFound, or Refused where they are not inside it."""
         region = self._within(name, offset, size)
+        if size > self._limit:
+            raise Refused(f"a tensor of {size} bytes in shared memory region '{name}': at most {self._limit} are "
+                          "accepted", "malformed")
         with _opened(region, os.O_RDONLY) as file:
             data = os.pread(file, size, region.offset + offset)
         if len(data) != size:
