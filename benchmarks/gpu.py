@@ -1,36 +1,42 @@
-"""The pipeline through real workers and a real Redis on a GPU host, each part timed; a table last, JSON beside it.
+"""Upload to prediction through the real API, workers and Redis on a GPU host, each part timed; a table, JSON beside it.
 
-    ./run bench gpu --data FOLDER --optimize             every worker with this Python; the JSON is gpu.json, or --out
+    ./run bench gpu --data FOLDER                        every service with this Python; the JSON is gpu.json, or --out
     ./run bench gpu --data FOLDER --docs                 and docs/hardware.md and docs/benchmarks/gpu.md are written
     ./run bench gpu --docs-from gpu.json                 those alone, from the JSON of a run elsewhere
-    ./run bench gpu --data FOLDER --shell training=". env/activate"     a worker in a shell that this prepares
-    ./run bench gpu --data FOLDER --device cpu --epochs 1               a dry run
+    ./run bench gpu --data FOLDER --shell training=". env/activate"     a service in a shell that this prepares
+    ./run bench gpu --data FOLDER --artifacts DIR --parts serve          go on with what an earlier call left in DIR
+    ./run bench gpu --data FOLDER --device cpu --epochs 1 --seconds 3    a dry run
 
-It prepares the folder on the GPU and on the CPU and compares the bytes, trains each recipe, and exports the last one.
+Parts: `upload` sends the folder; `preprocess` makes a Dataset of it on the GPU and on the CPU and compares the bytes;
+`train` trains each recipe; `optimize` exports, measures and judges the last model; `serve` predicts over HTTP, alone
+and beside a training that takes the same GPU, without SERVING_P99_MS and with it (--target-ms, by default twice what
+the p99 was alone). Rows of parts that are not run are kept from --out where --artifacts is given.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hardware import LIST_VERSIONS, pipeline, versions_of, write_docs
 from redis import Redis, RedisError
+from serving_gpu import Api, beside_training, first_answer, for_seconds, predictions, row_of, upload, variants
 
 from shared import gpu
 from shared.artifacts import open_artifact, read_json
-from shared.jobs import Job, OptimizeJob, PreprocessJob, TrainJob, new_id
-from shared.ledger import TERMINAL, Ledger
-from shared.queue import deliver
 
-PORT = 6399
+PORT, API_PORT = 6399, 8399
+PARTS = ("upload", "preprocess", "train", "optimize", "serve")
+Row = dict[str, Any]
 
 
 def main() -> None:
@@ -39,9 +45,14 @@ def main() -> None:
     parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
     parser.add_argument("--redis", default="redis-server", help="the server's program")
     parser.add_argument("--shell", action="append", default=[], metavar="SERVICE=COMMANDS")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--artifacts", type=Path, metavar="DIR", help="kept after the run, for other parts")
     parser.add_argument("--recipes", default="seed-cnn,small")
     parser.add_argument("--epochs", type=int, default=0, help="of each recipe; 0 for its own number")
-    parser.add_argument("--optimize", action="store_true", help="export and measure the last model too")
+    parser.add_argument("--variants", default="", help="that optimize makes, as onnx-fp32,tensorrt-fp16; all, if empty")
+    parser.add_argument("--requests", type=int, default=500, help="of each variant, one after the other")
+    parser.add_argument("--seconds", type=float, default=15, help="of predictions, alone and beside a training")
+    parser.add_argument("--target-ms", type=int, default=0, help="SERVING_P99_MS; 0 for twice what it is alone")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--docs", action="store_true", help="write the documents after the run")
     parser.add_argument("--docs-from", type=Path, metavar="JSON", help="write the documents from an earlier run's JSON")
@@ -51,14 +62,20 @@ def main() -> None:
         return
     if not args.data:
         parser.error("--data or --docs-from is needed")
-    shells = dict(s.split("=", 1) for s in args.shell)
+    if unknown := set(args.parts.split(",")) - set(PARTS):
+        parser.error(f"--parts {', '.join(sorted(unknown))} is unknown: expected some of {','.join(PARTS)}")
     result = {"date": time.strftime("%Y-%m-%d"), "command": command(args), "cores": len(os.sched_getaffinity(0)),
               "gpus": [vars(g) for g in gpu.find()] if args.device == "gpu" else [], "versions": {}, "rows": []}
+    if args.artifacts and args.out.exists():
+        before = json.loads(args.out.read_text())
+        result |= {"command": f"{before['command']} && {result['command']}", "versions": before["versions"],
+                   "rows": before["rows"]}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), args, shells)
+        bench = Bench(Path(folder), args)
         for row in bench.run():  # written after each part: one that ends the run leaves those before it
-            result["versions"] = bench.versions
-            result["rows"].append(row)
+            print(f"{row['part']}: {row['seconds']:.1f} s, {row['what']}", flush=True)
+            result["versions"] |= bench.versions
+            result["rows"] = [r for r in result["rows"] if r["part"] != row["part"]] + [row]
             args.out.write_text(json.dumps(result, indent=1) + "\n")
     print("\n" + pipeline(result), flush=True)
     if args.docs:
@@ -69,112 +86,181 @@ def main() -> None:
 def command(args: argparse.Namespace) -> str:
     """What to type to run this again, on whatever folder and with whatever Pythons."""
     said = ["./run bench gpu --data FOLDER", *(f"--shell {s.partition('=')[0]}=COMMANDS" for s in args.shell),
-            f"--recipes {args.recipes}", *([f"--epochs {args.epochs}"] if args.epochs else []),
-            *([f"--device {args.device}"] if args.device != "gpu" else []), *(["--optimize"] if args.optimize else [])]
+            *(["--artifacts DIR"] if args.artifacts else []), f"--parts {args.parts}"]
+    for name, usual in (("recipes", ""), ("epochs", 0), ("variants", ""), ("target-ms", 0), ("seconds", 15.0),
+                        ("device", "gpu")):
+        value = getattr(args, name.replace("-", "_"))
+        said += [f"--{name} {value}"] if value != usual else []
     return " ".join(said)
 
 
 class Bench:
-    """One run: its Redis, its artifacts, one worker at a time."""
+    """One run: its Redis, its artifacts, its API, one worker at a time."""
 
-    def __init__(self, folder: Path, args: argparse.Namespace, shells: dict[str, str]):
-        self.folder, self.args, self.shells = folder, args, shells
+    def __init__(self, folder: Path, args: argparse.Namespace):
+        self.folder, self.args, self.device = folder, args, args.device
+        self.shells = dict(s.split("=", 1) for s in args.shell)
+        self.parts = args.parts.split(",")
         self.versions: dict[str, dict[str, str]] = {}  # service -> package -> version
-        self.root = folder / "artifacts"
-        self.root.mkdir()
-        self.ledger = Ledger(self.root, Redis(port=PORT))
+        self.root = (args.artifacts or folder / "artifacts").resolve()
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.api = Api(API_PORT)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def run(self) -> Iterator[dict[str, object]]:
+    def run(self) -> Iterator[Row]:
         redis = subprocess.Popen([self.args.redis, "--port", str(PORT), "--save", "", "--dir", self.folder],
                                  stdout=subprocess.DEVNULL)
         try:
             self.wait_for_redis()
-            datasets = {}
-            for device in dict.fromkeys([self.args.device, "cpu"]):
-                job = PreprocessJob(dataset_id=new_id("d"), name="images", source=f"import:{self.args.data.name}")
-                with self.worker("preprocessing", device):
-                    row = self.take(job, f"preprocess on {device}")
-                if not row["failed"]:
-                    datasets[device] = job.dataset_id
-                yield row
-            if len(datasets) == 2:
-                yield self.compare(*datasets.values())
-            dataset_id = list(datasets.values())[-1]
-            with self.worker("training", self.args.device):
-                for recipe in self.args.recipes.split(","):
-                    train = TrainJob(model_id=new_id("m"), dataset_id=dataset_id, name="images", recipe=recipe,
-                                     epochs=self.args.epochs)
-                    yield self.take(train, f"train {recipe} on {self.args.device}")
-            if self.args.optimize:
-                with self.worker("optimization", self.args.device):
-                    yield self.take(OptimizeJob(model_id=train.model_id, name="images"), "optimize")
+            with self.service("inference", self.device, "inference"):
+                self.wait_for_api()
+                if "upload" in self.parts:
+                    yield upload(self.api, self.args.data, self.folder / f"{self.args.data.name}.tar")
+                for part in (self.preprocess, self.train, self.optimize):
+                    if part.__name__ in self.parts:
+                        yield from part()
+            if "serve" in self.parts:
+                yield from self.serve()
         finally:
             redis.terminate()
             redis.wait()
 
+    def preprocess(self) -> Iterator[Row]:
+        made = []
+        for device in dict.fromkeys([self.device, "cpu"]):
+            with self.worker("preprocessing", device):
+                row = self.take({"kind": "preprocess", "source": "upload:images", "name": "images"},
+                                f"preprocess on {device}")
+            made += [] if row["failed"] else [row["made"]]
+            yield row
+        if len(made) == 2:
+            yield self.compare(*made)
+
+    def train(self) -> Iterator[Row]:
+        with self.worker("training", self.device):
+            for recipe in self.args.recipes.split(","):
+                row = self.take({"kind": "train", "dataset_id": self.newest("datasets"), "name": "images",
+                                 "recipe": recipe, "epochs": self.args.epochs}, f"train {recipe} on {self.device}")
+                if not row["failed"]:
+                    row["history"] = read_json(self.root / "models" / row["made"] / "history.json")
+                yield row
+
+    def optimize(self) -> Iterator[Row]:
+        model_id = self.newest("models")
+        some = {"variants": self.args.variants.split(",")} if self.args.variants else {}
+        with self.worker("optimization", self.device):
+            row = self.take({"kind": "optimize", "model_id": model_id, "name": "images", **some}, "optimize")
+        if not row["failed"]:
+            row["card"] = read_json(self.root / "cards" / f"{model_id}.json")
+        yield row
+
+    def serve(self) -> Iterator[Row]:
+        """Predictions of each variant of the device; then of one of them alone, and beside trainings."""
+        files = sorted(path for path in self.args.data.rglob("*") if path.is_file())
+        images = [path.read_bytes() for path in files[::max(1, len(files) // 1000)]]
+        with self.service("inference", self.device, "inference"):
+            yield first_answer(self.api, images, self.check)
+            found = {"production": "", **variants(self.api, self.device)}
+            for name, query in found.items():
+                some = predictions(self.api, images, query, lambda n: n < self.args.requests)
+                yield row_of(f"predict {name}", some)
+            chosen = next((name for name in found if name.endswith("-fp16")), list(found)[-1])
+            query = found[chosen]
+            alone = predictions(self.api, images, query, for_seconds(self.args.seconds))
+            yield row_of(f"serve alone on {self.device}", alone)
+            with self.worker("training", self.device):
+                yield self.serve_beside(images, query, "")
+        target = self.args.target_ms or max(1, math.ceil(2 * alone["p99_ms"]))
+        with self.service("inference", self.device, "inference", SERVING_P99_MS=str(target)):
+            first_answer(self.api, images, self.check)
+            with self.worker("training", self.device, SERVING_P99_MS=str(target)):
+                yield self.serve_beside(images, query, f", SERVING_P99_MS={target}")
+
+    def serve_beside(self, images: list[bytes], query: str, more: str) -> Row:
+        found, told = beside_training(self.api, images, query, self.newest("datasets"), self.args.seconds, self.check)
+        return row_of(f"serve beside a training on {self.device}{'' if not more else ' with SERVING_P99_MS'}",
+                      found, told + more)
+
+    def newest(self, kind: str) -> str:
+        """The id of what was published last."""
+        found = sorted((self.root / kind).glob("[!.]*"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise SystemExit(f"{self.root / kind} is empty: run the part that fills it first")
+        return found[-1].name
+
     def wait_for_redis(self) -> None:
         for _ in range(100):
             try:
-                self.ledger.redis.ping()
+                Redis(port=PORT).ping()
                 return
             except RedisError:
                 time.sleep(0.1)
         raise SystemExit(f"{self.args.redis} did not answer on port {PORT} within 10 s")
 
+    def wait_for_api(self) -> None:
+        for _ in range(600):
+            self.check()
+            try:
+                self.api.ask("GET", "/livez")
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise SystemExit(f"the API did not answer on port {API_PORT} within 60 s")
+
+    def check(self) -> None:
+        """Raise SystemExit when a process has ended that should run."""
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise SystemExit(f"{name} ended with status {process.returncode}, see above")
+
+    def worker(self, service: str, device: str, **settings: str) -> AbstractContextManager[None]:
+        return self.service(service, device, f"shared.worker {service}", LOG_LEVEL="WARNING", **settings)
+
     @contextmanager
-    def worker(self, service: str, device: str) -> Iterator[None]:
-        settings = {"ARTIFACTS": str(self.root), "IMPORTS": str(self.args.data.parent.resolve()), "DEVICE": device,
-                    "REDIS_URL": f"redis://127.0.0.1:{PORT}/0", "TF_CPP_MIN_LOG_LEVEL": "2"}
-        start = f"{self.shells.get(service, 'true')}; exec {'python3' if service in self.shells else sys.executable}"
-        if service not in self.versions:
+    def service(self, name: str, device: str, module: str, **more: str) -> Iterator[None]:
+        settings = {"ARTIFACTS": str(self.root), "DEVICE": device, "REDIS_URL": f"redis://127.0.0.1:{PORT}/0",
+                    "PORT": str(API_PORT), "TF_CPP_MIN_LOG_LEVEL": "2", **more}
+        start = f"{self.shells.get(name, 'true')}; exec {'python3' if name in self.shells else sys.executable}"
+        if name not in self.versions:
             listed = subprocess.run(["bash", "-c", f'{start} -c "$0"', LIST_VERSIONS], check=True, capture_output=True,
                                     text=True).stdout
-            self.versions[service] = versions_of(service, json.loads(listed.splitlines()[-1]))
-        process = subprocess.Popen(["bash", "-c", f"{start} -m shared.worker {service}"],
-                                   env={**os.environ, **settings})
-        self.process = process
+            self.versions[name] = versions_of(name, json.loads(listed.splitlines()[-1]))
+        process = subprocess.Popen(["bash", "-c", f"{start} -m {module}"], env={**os.environ, **settings})
+        self.processes[name] = process
         try:
             yield
         finally:
+            del self.processes[name]
             process.terminate()
             process.wait(60)
 
-    def take(self, job: Job, part: str) -> dict[str, object]:
-        """Accept and deliver a job, as the API does, and wait for its end; seconds are those of its attempt."""
-        request, _ = self.ledger.accept(new_id("j"), job)
-        deliver(self.ledger, request)
-        began, told = time.monotonic(), ""
-        while self.ledger.state(request.id) not in TERMINAL:
-            if self.process.poll() is not None:
-                raise SystemExit(f"{part}: the worker ended with status {self.process.returncode}, see above")
-            view = self.ledger.view(request.id)
+    def take(self, body: Row, part: str) -> Row:
+        """Have the API accept a job and wait for its end; seconds are its attempt's, `made` is what it publishes."""
+        view = self.api.ask("POST", "/v1/jobs", body)
+        told, line = time.monotonic(), ""
+        while not view["ended_at"]:
+            self.check()
+            time.sleep(0.05)
+            view = self.api.ask("GET", f"/v1/jobs/{view['id']}")
             if view["attempts"] and view["attempts"][-1].get("outcome") == "error":
-                print(view["attempts"][-1]["message"], flush=True)
                 return {"part": part, "seconds": 0.0, "what": view["attempts"][-1]["message"], "failed": True}
             progress = view["progress"] or {}
-            line = f"  {part}: {progress.get('stage')} {progress.get('percent')} % {progress.get('metrics')}"
-            if line != told and time.monotonic() - began > 5:
-                told, began = line, time.monotonic()
+            now = f"  {part}: {progress.get('stage')} {progress.get('percent')} % {progress.get('metrics')}"
+            if now != line and time.monotonic() - told > 5:
+                told, line = time.monotonic(), now
                 print(line, flush=True)
-            time.sleep(0.02)
-        view = self.ledger.view(request.id)
-        last = view["attempts"][-1]
-        seconds = _seconds(last["ended_at"]) - _seconds(last["started_at"])
-        row: dict[str, object] = {"part": part, "seconds": seconds, "failed": view["state"] != "succeeded",
-                                  "what": str(view["error"] or self.describe(job))}
-        if isinstance(job, TrainJob) and not row["failed"]:
-            row["history"] = read_json(self.root / job.target / "history.json")
-        if isinstance(job, OptimizeJob) and not row["failed"]:
-            row["card"] = read_json(self.root / "cards" / f"{job.model_id}.json")
-        return row
+        last, failed = view["attempts"][-1], view["state"] != "succeeded"
+        made = view["job"].get({"preprocess": "dataset_id", "train": "model_id"}.get(body["kind"], ""), "")
+        return {"part": part, "seconds": _seconds(last["ended_at"]) - _seconds(last["started_at"]), "failed": failed,
+                "what": view["error"]["message"] if failed else self.describe(body["kind"], made), "made": made}
 
-    def describe(self, job: Job) -> str:
-        match job:
-            case PreprocessJob():
-                images = open_artifact(self.root, job.target, hashes=False)["summary"]["images"]
+    def describe(self, kind: str, made: str) -> str:
+        match kind:
+            case "preprocess":
+                images = open_artifact(self.root, f"datasets/{made}", hashes=False)["summary"]["images"]
                 return ", ".join(f"{split} {count:,}" for split, count in images.items()) + " images"
-            case TrainJob():
-                epochs = read_json(self.root / job.target / "history.json")
+            case "train":
+                epochs = read_json(self.root / "models" / made / "history.json")
                 each = sorted(e["seconds"] for e in epochs[1:]) or [epochs[0]["seconds"]]
                 best = max(e["validation_accuracy"] for e in epochs)
                 return (f"{100 * best:.2f} % validation accuracy; first epoch {epochs[0]['seconds']:.1f} s, "
@@ -182,7 +268,7 @@ class Bench:
             case _:
                 return "built, measured, judged"
 
-    def compare(self, one: str, other: str) -> dict[str, object]:
+    def compare(self, one: str, other: str) -> Row:
         """Whether two Datasets have the same bytes in every file."""
         files = [open_artifact(self.root, f"datasets/{d}")["files"] for d in (one, other)]
         unlike = [name for name in files[0] if files[0][name] != files[1].get(name)]

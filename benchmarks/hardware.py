@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- written by benchmarks/gpu.py -->", "<!-- end of what is written -->"
 SHOWN = {"preprocessing": ("cudf", "cupy", "pandas", "numpy", "pyarrow"), "training": ("tensorflow", "keras"),
          "optimization": ("onnxruntime", "tensorrt", "ai-edge-litert", "tensorflow", "keras", "cuda-bindings"),
-         "inference": ("onnxruntime", "ai-edge-litert", "numpy", "cuda-bindings")}
+         "inference": ("onnxruntime", "tensorrt", "ai-edge-litert", "numpy", "cuda-bindings", "flask", "granian")}
 # Run in the Python of a service: its version and those of all packages there, as JSON.
 LIST_VERSIONS = ("import importlib.metadata as m, json, platform as p; print(json.dumps({'python': p.python_version(),"
                  " **{d.name.lower().replace('_', '-'): d.version for d in m.distributions()}}))")
@@ -96,6 +96,8 @@ def hardware(result: Result, images: Mapping[str, Any], engines: Result) -> str:
     """docs/hardware.md: what `result` and `engines` saw ran, what `images` has is built, the rest is checked only."""
     on_gpu = [row["part"] for row in result["rows"] if not row["failed"]] if result["gpus"] else []
     formats = {v["format"] for v in variants(result) if v["state"] == "measured" and v.get("device", "cpu") != "cpu"}
+    served = [row["serving"] for row in result["rows"] if "serving" in row and not row["failed"]]
+    served = [s for s in served if s["device"] != "cpu"] if result["gpus"] else []
     ran = [  # part, whether the run saw it, the service whose versions matter
         ("preprocessing on cuDF and CuPy", "preprocess on gpu" in on_gpu, "preprocessing"),
         ("preprocessing: the CPU path's bytes", {"preprocess on gpu", "the same bytes on both"} <= {*on_gpu},
@@ -104,6 +106,8 @@ def hardware(result: Result, images: Mapping[str, Any], engines: Result) -> str:
         ("a worker's start-up check, a GPU lease of each job", any(part.endswith(" on gpu") for part in on_gpu), ""),
         ("ONNX Runtime on a GPU", bool(on_gpu) and "onnx" in formats, "optimization"),
         ("TensorRT variants through the optimization worker", bool(on_gpu) and "tensorrt" in formats, "optimization"),
+        ("serving on a GPU, in the API", bool(served), "inference"),
+        ("predictions beside a training on one GPU", any("yielded_s" in s for s in served), "inference"),
     ]
     rows = [("everything with DEVICE=cpu, plain and in Compose", "ran (x86-64, 2 cores; the tests)")]
     for part, seen, service in ran:
@@ -118,8 +122,7 @@ def hardware(result: Result, images: Mapping[str, Any], engines: Result) -> str:
               else "checked only") for service in SHOWN]
     rows += [("several GPUs: one training on all, or leases of several", "checked only"),
              ("TensorRT's layer of the images: optimization, inference", "checked only: it needs NVIDIA's own index"),
-             ("containers with a GPU reserved", "checked only: the rendered Compose file is tested"),
-             ("serving on a GPU, in the API", "checked only")]
+             ("containers with a GPU reserved", "checked only: the rendered Compose file is tested")]
     return INTRODUCTION + "".join(f"| {part} | {state} |\n" for part, state in rows)
 
 

@@ -28,6 +28,7 @@ from training.steps import Run, Step, fed, new_optimizer, new_step, resident
 
 SPEC = Spec(32, ("a", "b", "c"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 LIMIT_MIB = 8192
+SLACK_MIB = 32
 Make = Callable[[Step, np.ndarray, np.ndarray], Run]
 
 
@@ -95,13 +96,43 @@ def _learns(root: Path, recipe: str) -> None:
           f"{time.monotonic() - began:.0f} s, at most {peak} MiB")
 
 
+def memory_is_given_back_when_a_job_s_process_ends(root: Path) -> None:
+    """A job in a child, as a worker runs it; nvidia-smi's used memory before, during and after. TensorFlow in this
+    process has not touched the GPU."""
+    job = TrainJob("m-1", write_dataset(root, images=1500), "colours", "small", epochs=2)
+    before = _used_mib()
+    body = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
+            "from colours import new_attempt; from shared.jobs import TrainJob; from training.jobs import train\n"
+            f"root, job = Path({str(root)!r}), {job!r}\n"
+            "train(job, new_attempt(root, job, 'j-1', 'gpu')); print('trained', flush=True); sys.stdin.read()")
+    child = subprocess.Popen([sys.executable, "-c", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    said, during = child.stdout.readline(), _used_mib()
+    child.stdin.close()
+    assert (said, child.wait(60)) == ("trained\n", 0)
+    end = time.monotonic() + 10
+    while (after := _used_mib()) > before + SLACK_MIB and time.monotonic() < end:  # the driver takes a moment
+        time.sleep(0.2)
+    print(f"used before {before} MiB, while the job was there {during} MiB, after it {after} MiB")
+    assert during > before + 10 * SLACK_MIB
+    assert after <= before + SLACK_MIB
+
+
+def _used_mib() -> int:
+    """Memory in use on the first GPU, by whomever."""
+    text = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], check=True,
+                          capture_output=True, text=True).stdout
+    return int(text.split()[0])
+
+
 def two_parts_of_a_gpu_train_what_one_does(root: Path) -> None:
     subprocess.run([sys.executable, Path(__file__).with_name("two_devices.py"), "GPU", root], check=True)
 
 
 CHECKS = {check.__name__: check for check in (
     sampling_is_that_of_tensorflow_s_kernel, one_program_equals_fed_steps, seed_cnn_learns, small_learns,
-    two_parts_of_a_gpu_train_what_one_does)}
+    two_parts_of_a_gpu_train_what_one_does, memory_is_given_back_when_a_job_s_process_ends)}
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Settings:
     gpu_memory_mib: int = 0
     mixed_precision: str = "auto"
     engine_batches: str = "1,64,1024"
+    serving_p99_ms: int = 0
     log_level: str = "INFO"
     fault: str = ""
 
@@ -65,6 +66,7 @@ DESCRIPTIONS = {
     "gpu_memory_mib": "most memory a training takes of each GPU, 0 for as much as it needs",
     "mixed_precision": "auto or off: whether trainings compute in bfloat16 on GPUs that have it",
     "engine_batches": "images at once that a TensorRT engine takes: least (1), usual, most",
+    "serving_p99_ms": "milliseconds of a prediction (p99) above which trainings on its GPU pause, 0 for none",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
     "fault": "for tests: a named point at which the process kills itself",
 }
@@ -100,6 +102,8 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"GPUS_PER_TRAINING={settings.gpus_per_training} can't be: expected 1 or more")
     if settings.gpu_memory_mib < 0:
         raise SettingsError(f"GPU_MEMORY_MIB={settings.gpu_memory_mib} can't be: expected 0 or more")
+    if settings.serving_p99_ms < 0:
+        raise SettingsError(f"SERVING_P99_MS={settings.serving_p99_ms} can't be: expected 0 or more")
     batches(settings)
     return settings
 

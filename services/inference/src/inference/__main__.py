@@ -3,20 +3,40 @@
 import logging
 import os
 import signal
+from importlib import metadata
 
 from granian import Granian
 from granian.constants import Interfaces
 from granian.log import LogLevels
 
 from inference.body import BODY_SLOTS
+from shared import gpu
 from shared.settings import load
 
 SPARE_THREADS = 64  # for requests without a body while every body slot waits for a slow client
+LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-cu12", "cuda-bindings", "ai-edge-litert")
 DRAIN_S = 8  # below the 10 s that the supervisor and Compose allow a process to stop
+
+
+def check_gpu() -> None:
+    """Log what this process predicts on and with. Raises SystemExit as `gpu.check`, which says what to do."""
+    log = logging.getLogger("lanner.inference")
+    for card in gpu.check():
+        log.info("%s, %d MiB, capability %s, driver %s", card.name, card.memory_mib, card.capability, card.driver)
+    log.info("libraries: %s", ", ".join(f"{name} {number}" for name, number in installed().items()))
+
+
+def installed() -> dict[str, str]:
+    """Versions of LIBRARIES, of those that are there."""
+    names = {d.name for d in metadata.distributions()}
+    return {name: metadata.version(name) for name in LIBRARIES if name in names}
 
 
 def main() -> None:
     settings = load()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if settings.device == "gpu":
+        check_gpu()
     # granian advises against many threads for compute; ours wait, for a slow client or for the Predictor
     logging.getLogger("_granian").addFilter(lambda record: "seems quite high" not in record.getMessage())
     # granian's worker is a fork: until it serves, SIGTERM would run the parent's handler in it, and be lost

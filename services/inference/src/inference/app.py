@@ -12,6 +12,7 @@ from inference.body import Intake
 from inference.closing import notice_signals
 from inference.context import Api, api
 from inference.healing import queue_rebuild
+from inference.latency import tell
 from inference.loaded import LoadedModels
 from inference.metrics import Jobs, Meters
 from inference.patience import impatient
@@ -45,6 +46,8 @@ def create_app(settings: Settings) -> Flask:
     meters.registry.register(GpuMetrics())
     app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake, statistics,
                                    Regions(settings.system_shared_memory == "on", settings.request_limit_mib << 20))
+    if settings.serving_p99_ms:
+        tell(statistics, impatient(settings), settings.device)
     errors.register(app)
     for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads, v2):
         app.register_blueprint(part.bp)

@@ -4,14 +4,17 @@ The API is one process, so counters in its memory are the server's own.
 """
 
 import copy
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from inference.predictor import Answer
 
+RECENT = 20_000  # requests whose time is kept
 Model = tuple[str, int]  # what clients call it, NAME or NAME@ALIAS; the version that answers
 
 
@@ -79,6 +82,7 @@ class Statistics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: dict[Model, Figures] = {}
+        self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT)  # (when it ended, how long it took), ns
 
     @contextmanager
     def request(self, model: str) -> Iterator[Timing]:
@@ -105,12 +109,20 @@ class Statistics:
         with self._lock:
             return copy.deepcopy(self._models)
 
+    def p99_ms(self, seconds: float) -> float | None:
+        """Of the requests that ended in the last `seconds`, failed ones too; None where there were none."""
+        since = time.monotonic_ns() - int(1e9 * seconds)
+        with self._lock:
+            took = sorted(ns for at, ns in self._recent if at >= since)
+        return took[math.ceil(0.99 * len(took)) - 1] / 1e6 if took else None
+
     def _end(self, timing: Timing, failed: bool = False) -> None:
         figures, answer, now = timing.figures, timing.answer, time.monotonic_ns()
         if figures is None:
             return
         with self._lock:
             figures.pending -= 1
+            self._recent.append((now, now - timing.began))
             if failed or answer is None or answer.run is None:
                 figures.fail.add(now - timing.began)
                 return

@@ -20,6 +20,7 @@ from training.evaluation import best_epoch, cross_entropy, new_predict
 from training.recipes import Recipe, learning_rate
 from training.replicas import mirrored
 from training.steps import Run, fed, new_optimizer, new_step, resident
+from training.yielding import Yielding
 
 log = logging.getLogger("lanner.training")
 CHECKPOINT_S = 20.0
@@ -48,6 +49,7 @@ class Training:
         self.steps = self.steps_an_epoch * recipe.epochs
         self.steps_a_call = 1
         self.one_program = False  # whether the steps of a call are one
+        self.yielding = Yielding(ctx.settings)
         self.strategy = strategy or tf.distribute.get_strategy()
         replicas = self.strategy.num_replicas_in_sync
         with self.strategy.scope():
@@ -107,7 +109,7 @@ class Training:
         epoch, batch, every = len(self.history), self.recipe.batch_size, max(1, self.steps // POINTS)
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.images))
         while (at := self.step - epoch * self.steps_an_epoch) < self.steps_an_epoch:
-            self._stop_if_asked()
+            self._stop_or_give_way()
             count = min(self.steps_a_call, self.steps_an_epoch - at)
             if self.step <= self.steps // 2 < self.step + count:
                 faults.point("mid-train")
@@ -124,11 +126,12 @@ class Training:
             self._save_if_older_than(CHECKPOINT_S)
 
     def _fit_to_time(self, seconds: float) -> None:
-        """More steps for the next program, or fewer, so that it takes about CALL_S."""
-        if seconds < CALL_S / 2:
+        """More steps for the next program, or fewer, so that it takes about CALL_S, less while predictions go on."""
+        call_s = self.yielding.call_s(CALL_S)
+        if seconds < call_s / 2:
             self.steps_a_call = min(2 * self.steps_a_call, self.steps_an_epoch)
-        elif seconds > 2 * CALL_S and self.steps_a_call > 1:
-            self.steps_a_call //= 2
+        elif seconds > 2 * call_s:
+            self.steps_a_call = max(1, int(self.steps_a_call * call_s / seconds))
 
     def _end_epoch(self) -> None:
         """Validate, write the epoch into the history, keep the weights if they are the best."""
@@ -155,7 +158,7 @@ class Training:
         images, labels = self.dataset.images("validation"), self.dataset.labels("validation")
         if self.model is not self.trained:
             self.model.set_weights(self.trained.get_weights())
-        found = self.predict(images, self._stop_if_asked)
+        found = self.predict(images, self._stop_or_give_way)
         loss = cross_entropy(found, labels)
         self._refuse_divergence(loss)
         return loss, float((found.argmax(1) == labels).mean())
@@ -185,7 +188,15 @@ class Training:
         metrics = {"epoch": len(self.history) + 1, "loss": round(loss, 4), "accuracy": round(accuracy, 4)}
         if self.history:
             metrics["validation_accuracy"] = round(self.history[-1]["validation_accuracy"], 4)
+        if self.yielding.seconds:
+            metrics["yielded_s"] = round(self.yielding.seconds, 1)
         self.ctx.report("train", self.step, self.steps, **metrics)
+
+    # Between programs
+
+    def _stop_or_give_way(self) -> None:
+        self._stop_if_asked()
+        self.yielding.give_way(self._stop_if_asked)
 
     # Checkpoints
 

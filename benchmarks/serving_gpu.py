@@ -1,0 +1,167 @@
+"""The API's side of `./run bench gpu`: upload, jobs and predictions over HTTP, and predictions beside a training."""
+
+import http.client
+import itertools
+import json
+import math
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = 300.0  # for a first answer: an engine is loaded and its golden batch compared
+Row = dict[str, Any]
+
+
+class Api:
+    """A server on this host: a connection for each question, and one that is kept for what is timed."""
+
+    def __init__(self, port: int):
+        self.port = port
+        self.kept = self.connect()
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer's JSON. Raises SystemExit for an error, OSError where nobody listens."""
+        text = None if body is None else json.dumps(body)
+        status, found = _send(self.connect(), method, path, text, {"Content-Type": "application/json"})
+        if status >= 400:
+            raise SystemExit(f"{method} {path}: {status} {found['error']['message']}")
+        return found
+
+    def predict(self, image: bytes, query: str = "") -> tuple[int, Any]:
+        """Status and answer. Raises OSError; the next request then connects anew."""
+        try:
+            return _send(self.kept, "POST", f"/v1/models/images/predict{query}", image,
+                         {"Content-Type": "application/octet-stream"})
+        except (http.client.HTTPException, OSError):
+            self.kept.close()
+            raise
+
+
+def _send(connection: http.client.HTTPConnection, method: str, path: str, body: Any,
+          headers: dict[str, str]) -> tuple[int, Any]:
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def upload(api: Api, folder: Path, archive: Path) -> Row:
+    """A folder as a tar over HTTP; seconds are those of the request."""
+    subprocess.run(["tar", "--sort=name", "-C", folder, "-cf", archive, "."], check=True)
+    size, began = archive.stat().st_size, time.monotonic()
+    with open(archive, "rb") as body:
+        status, found = _send(api.connect(), "PUT", f"/v1/uploads/images?filename={archive.name}", body,
+                              {"Content-Type": "application/x-tar", "Content-Length": str(size)})
+    seconds = time.monotonic() - began
+    archive.unlink()
+    if status >= 400:
+        raise SystemExit(f"upload: {status} {found['error']['message']}")
+    return {"part": "upload", "seconds": seconds, "failed": False,
+            "what": f"{size / 1e6:,.1f} MB, {size / 1e6 / seconds:,.0f} MB/s, HTTP {status}"}
+
+
+def first_answer(api: Api, images: list[bytes], check: Callable[[], None]) -> Row:
+    """Ask until the API labels an image; seconds are those until then."""
+    began, status, found = time.monotonic(), 0, {}
+    while time.monotonic() - began < PATIENCE_S and status != 200:
+        check()
+        try:
+            status, found = api.predict(images[0])
+        except OSError:
+            time.sleep(0.1)
+    seconds = time.monotonic() - began
+    what = (f"version {found['version']}, {found['variant']} on {found['device']}" if status == 200
+            else f"status {status} after {seconds:.0f} s: {found}")
+    return {"part": "HTTP 200 on predict", "seconds": seconds, "failed": status != 200, "what": what}
+
+
+def variants(api: Api, device: str) -> dict[str, str]:
+    """Of the production version, those of the format that computes on the device: variant -> query that asks for it."""
+    aliases = api.ask("GET", "/v1/models/images")["aliases"]
+    version = aliases["production"]["version"]
+    published = [v["variant"] for v in api.ask("GET", f"/v1/models/images/versions/{version}")["variants"]]
+    form = "tensorrt-" if device == "gpu" else "onnx-"
+    return {name: f"?version={version}&variant={name}" for name in published if name.startswith(form)}
+
+
+def predictions(api: Api, images: list[bytes], query: str, go_on: Callable[[int], bool]) -> dict[str, Any]:
+    """One image a request, one request after the other, while go_on(requests so far): milliseconds of each."""
+    took, statuses, found = [], {}, {}
+    began = time.monotonic()
+    for number, image in enumerate(itertools.cycle(images)):
+        if not go_on(number):
+            break
+        sent = time.monotonic_ns()
+        status, found = api.predict(image, query)
+        took.append((time.monotonic_ns() - sent) / 1e6)
+        statuses[str(status)] = statuses.get(str(status), 0) + 1
+    return {"requests": len(took), "statuses": statuses, "p50_ms": percentile(took, 0.5),
+            "p99_ms": percentile(took, 0.99), "most_ms": max(took), "per_s": len(took) / (time.monotonic() - began),
+            "variant": found.get("variant", ""), "device": found.get("device", ""), "answer": found.get("error")}
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def row_of(part: str, serving: dict[str, Any], more: str = "") -> Row:
+    statuses = ", ".join(f"{count:,} x HTTP {status}" for status, count in serving["statuses"].items())
+    what = (f"{serving['variant'] or serving['answer']} on {serving['device']}: {statuses}; "
+            f"p50 {serving['p50_ms']:.2f} ms, p99 {serving['p99_ms']:.2f} ms, {serving['per_s']:,.0f} requests/s{more}")
+    return {"part": part, "seconds": serving["requests"] / serving["per_s"], "what": what, "serving": serving,
+            "failed": set(serving["statuses"]) != {"200"}}
+
+
+def for_seconds(seconds: float) -> Callable[[int], bool]:
+    end = time.monotonic() + seconds
+    return lambda _: time.monotonic() < end
+
+
+@contextmanager
+def training(api: Api, dataset_id: str, check: Callable[[], None]) -> Iterator[str]:
+    """The id of a training that is past its first epoch, and so has compiled; cancelled at the end."""
+    body = {"kind": "train", "dataset_id": dataset_id, "name": "beside", "recipe": "small", "epochs": 10_000}
+    job = api.ask("POST", "/v1/jobs", body)["id"]
+    try:
+        while ((api.ask("GET", f"/v1/jobs/{job}")["progress"] or {}).get("metrics") or {}).get("epoch", 0) < 2:
+            check()
+            if (view := api.ask("GET", f"/v1/jobs/{job}"))["ended_at"]:
+                raise SystemExit(f"the training beside the predictions has {view['state']}: {view['error']}")
+            time.sleep(0.1)
+        yield job
+    finally:
+        api.ask("POST", f"/v1/jobs/{job}/cancel")
+        while not api.ask("GET", f"/v1/jobs/{job}")["ended_at"]:
+            time.sleep(0.1)
+
+
+def steps_a_second(api: Api, job: str, since: float, until: float) -> float:
+    """What a training did between two moments (time.time), by its progress events; 0 where it told of none."""
+    path = f"/v1/jobs/{job}/events?format=json&after={int(1000 * since)}-0"  # ids begin with Redis' milliseconds
+    told = [(int(e["id"].partition("-")[0]) / 1000, e["step"]) for e in api.ask("GET", path)["events"]
+            if e["what"] == "progress" and e.get("stage") == "train"]
+    told = [(at, step) for at, step in told if at <= until]
+    if len(told) < 2 or told[-1][0] == told[0][0]:
+        return 0.0
+    return float((told[-1][1] - told[0][1]) / (told[-1][0] - told[0][0]))
+
+
+def beside_training(api: Api, images: list[bytes], query: str, dataset_id: str, seconds: float,
+                    check: Callable[[], None]) -> tuple[dict[str, Any], str]:
+    """Predictions while a training runs, and a sentence on what that did in the meantime and just before."""
+    with training(api, dataset_id, check) as job:
+        before = time.time()
+        time.sleep(seconds / 2)
+        began = time.time()
+        found = predictions(api, images, query, for_seconds(seconds))
+        found["steps_per_s"] = steps_a_second(api, job, began, time.time())
+        found["steps_per_s_alone"] = steps_a_second(api, job, before, began)
+        progress = api.ask("GET", f"/v1/jobs/{job}")["progress"]
+        found["yielded_s"] = progress["metrics"].get("yielded_s", 0)
+    return found, (f"; training {found['steps_per_s']:,.0f} steps/s, without requests "
+                   f"{found['steps_per_s_alone']:,.0f}, paused for {found['yielded_s']:.1f} s")
