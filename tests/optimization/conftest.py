@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
+from optimization.reference import use_cpu
 from shared.artifacts import publish, stage
 from shared.attempt import Attempt
 from shared.datasets import Spec
@@ -53,6 +54,7 @@ def network() -> keras.Model:
 @pytest.fixture(scope="session")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A volume with datasets/d-1 and models/m-1. Read only: tests that publish work on a copy, `root`."""
+    use_cpu(4)  # before TensorFlow is used: on a GPU host the GPU is the engines'
     root = tmp_path_factory.mktemp("volume")
     staging = stage(root, "test")
     for number, (split, count) in enumerate(SPLITS.items()):
