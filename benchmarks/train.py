@@ -74,6 +74,9 @@ def main() -> None:
     parser.add_argument("--anchor", type=Path, help="airbench94_muon.py")
     parser.add_argument("--anchor-python", default="python3")
     parser.add_argument("--ours-only", action="store_true")
+    parser.add_argument("--vary", default="", help="all runs with one thing changed, as --explore names it")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER",
+                        help="a field of the recipe, or an upper-case constant of training.speedrun.program")
     parser.add_argument("--explore", action="store_true", help="time an epoch with one thing changed, each")
     parser.add_argument("--profile", action="store_true", help="what the GPU did in an epoch")
     parser.add_argument("--seconds", type=float, default=540, help="no further run or variation is begun after so many")
@@ -89,9 +92,9 @@ def main() -> None:
     print(f"{len(train[0])} training images, {len(held[0])} {'test' if args.test else 'validation'} images, "
           f"read in {time.monotonic() - began:.1f} s", flush=True)
     anchor = None if args.ours_only else Anchor(args, train, held)
-    if args.cache:
-        from training import compiled
-        compiled.keep(args.cache, args.cache_kinds.split(","))
+    from training import compiled
+    kinds = args.cache_kinds.split(",") if args.cache else []
+    compiled.keep(args.cache or args.arrays / "compiled", kinds, [compiled.ONE_BY_ONE])
     from train_ours import Ours
     ours = Ours(args, train, held, labels)
     result |= ours.about

@@ -15,23 +15,25 @@ from shared import gpu
 
 KINDS = ("programs", "choices", "kernels")
 MOST_BYTES = 4 << 30
+# As CUDA graphs, XLA's default, the program of `speedrun` was refused on an H100 (CUDA_ERROR_INVALID_VALUE when a kernel
+# was added to the graph). Launched one by one its kernels are long enough to hide that; those of small batches are not.
+ONE_BY_ONE = "--xla_gpu_enable_command_buffer="
 LIBRARIES = ("tensorflow", "nvidia-cudnn-cu12", "nvidia-cublas-cu12")
 
 
-def keep(root: Path, kinds: Iterable[str] = KINDS) -> None:
+def keep(root: Path, kinds: Iterable[str] = KINDS, flags: Iterable[str] = ()) -> None:
     """Make TensorFlow keep what it compiles under `root`; before it is imported, it reads this once.
 
-    Flags of TF_XLA_FLAGS and XLA_FLAGS that are already set stand, and then nothing is added to them. A folder that has
-    outgrown 4 GiB is emptied.
+    flags: more of XLA's. Flags of TF_XLA_FLAGS and XLA_FLAGS that are already set stand. A folder that has outgrown 4 GiB is emptied.
     """
     folder = root / _key()
     if sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) > MOST_BYTES:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    kinds, xla = set(kinds), []
+    kinds, tf, xla = set(kinds), [], list(flags)
     if "programs" in kinds:
-        os.environ.setdefault("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={folder / 'programs'} "
-                                              "--tf_xla_persistent_cache_device_types=XLA_GPU_JIT")
+        tf = [f"--tf_xla_persistent_cache_directory={folder / 'programs'}",
+              "--tf_xla_persistent_cache_device_types=XLA_GPU_JIT"]
     if "choices" in kinds:
         (folder / "choices").mkdir(exist_ok=True)
         xla += [f"--xla_gpu_per_fusion_autotune_cache_dir={folder / 'choices'}",
@@ -39,8 +41,15 @@ def keep(root: Path, kinds: Iterable[str] = KINDS) -> None:
     if "kernels" in kinds:
         xla += [f"--xla_gpu_kernel_cache_file={folder / 'kernels'}",
                 "--xla_gpu_enable_llvm_module_compilation_parallelism=true"]
-    if xla:
-        os.environ.setdefault("XLA_FLAGS", " ".join(xla))
+    _add("TF_XLA_FLAGS", tf)
+    _add("XLA_FLAGS", xla)
+
+
+def _add(variable: str, flags: list[str]) -> None:
+    """Behind the flags of an environment variable, those that it does not set already."""
+    before = os.environ.get(variable, "").split()
+    known = {flag.partition("=")[0] for flag in before}
+    os.environ[variable] = " ".join(before + [flag for flag in flags if flag.partition("=")[0] not in known])
 
 
 def _key() -> str:
