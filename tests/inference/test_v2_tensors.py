@@ -94,6 +94,13 @@ def test_json_of_other_values_than_the_datatype_s_is_refused(datatype: str, data
         from_json(data, datatype, [2], WHAT)
 
 
+def test_integers_on_both_sides_of_2_to_the_63_stay_whole() -> None:
+    assert from_json([(1 << 63) + 1, 3], "UINT64", [2], WHAT).tolist() == [(1 << 63) + 1, 3]
+    for wrong in ([float(1 << 63), 3], [1 << 64, 3.0], [1 << 63, -1]):
+        with pytest.raises(Refused):
+            from_json(wrong, "UINT64", [2], WHAT)
+
+
 def test_the_bytes_are_little_endian_row_major_with_lengths_before_strings() -> None:
     assert to_binary(np.array([[1, 2], [3, 4]], np.int64).T, "INT16") == struct.pack("<4h", 1, 3, 2, 4)
     assert to_binary(np.array([b"ab", b""], object), "BYTES") == b"\2\0\0\0ab\0\0\0\0"

@@ -76,7 +76,11 @@ def _numbers(data: list[Any], datatype: str) -> np.ndarray:
     found = np.array(data)
     if found.size == 0:
         return np.empty(0, numbers)
-    if found.dtype.kind not in KINDS[numbers.kind]:
+    if datatype == "UINT64" and found.dtype == np.float64:  # NumPy's choice for integers on both sides of 2**63
+        found = np.array(data, object)
+        if not all(type(value) is int for value in found.reshape(-1)):
+            raise ValueError
+    elif found.dtype.kind not in KINDS[numbers.kind]:
         raise ValueError
     if numbers.kind in "iu":
         limits = np.iinfo(numbers)
