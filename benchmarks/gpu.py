@@ -68,8 +68,9 @@ def main() -> None:
               "gpus": [vars(g) for g in gpu.find()] if args.device == "gpu" else [], "versions": {}, "rows": []}
     if args.artifacts and args.out.exists():
         before = json.loads(args.out.read_text())
-        result |= {"command": f"{before['command']} && {result['command']}", "versions": before["versions"],
-                   "rows": before["rows"]}
+        result |= {"versions": before["versions"], "rows": before["rows"]}
+        if not before["command"].endswith(result["command"]):
+            result["command"] = f"{before['command']} && {result['command']}"
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args)
         for row in bench.run():  # written after each part: one that ends the run leaves those before it
@@ -167,7 +168,7 @@ class Bench:
             chosen = next((name for name in found if name.endswith("-fp16")), list(found)[-1])
             query = found[chosen]
             alone = predictions(self.api, images, query, for_seconds(self.args.seconds))
-            yield row_of(f"serve alone on {self.device}", alone)
+            yield row_of("serve alone", alone)
             with self.worker("training", self.device):
                 yield self.serve_beside(images, query, "")
         target = self.args.target_ms or max(1, math.ceil(2 * alone["p99_ms"]))
@@ -178,8 +179,7 @@ class Bench:
 
     def serve_beside(self, images: list[bytes], query: str, more: str) -> Row:
         found, told = beside_training(self.api, images, query, self.newest("datasets"), self.args.seconds, self.check)
-        return row_of(f"serve beside a training on {self.device}{'' if not more else ' with SERVING_P99_MS'}",
-                      found, told + more)
+        return row_of(f"serve beside a training{more}", found, told)
 
     def newest(self, kind: str) -> str:
         """The id of what was published last."""

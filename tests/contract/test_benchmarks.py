@@ -53,6 +53,8 @@ def run(**changes):
     rows = [{"part": part, "seconds": 1.25, "what": "fine", "failed": False}
             for part in ("preprocess on gpu", "preprocess on cpu", "the same bytes on both", "train small on gpu")]
     rows.append({"part": "optimize", "seconds": 9.0, "what": "built", "failed": False, "card": card})
+    rows.append({"part": "serve beside a training", "seconds": 9.0, "what": "p99", "failed": False,
+                 "serving": {"device": "NVIDIA H100", "p99_ms": 2.0, "yielded_s": 1.0}})
     return {"date": "2030-01-02", "command": "./run bench gpu --data FOLDER", "cores": 4, "rows": rows,
             "gpus": 2 * [{"name": "NVIDIA H100", "driver": "600.1"}],
             "versions": {"training": {"python": "3.12.1", "tensorflow": "2.21.0"}}, **changes}
@@ -73,7 +75,8 @@ def test_what_the_run_saw_has_run_and_what_was_built_is_built(hardware):
     seen = states(hardware.hardware(run(), images, engines()))
     where = "ran on 2 x NVIDIA H100 (driver 600.1), 4 CPU cores, 2030-01-02"
     for part in ("preprocessing on cuDF and CuPy", "ONNX Runtime on a GPU",
-                 "TensorRT variants through the optimization worker"):
+                 "TensorRT variants through the optimization worker", "serving on a GPU, in the API",
+                 "predictions beside a training on one GPU"):
         assert seen[part] == where, part
     assert seen["TensorRT engines built, checked and run"] == (
         "ran on 1 x NVIDIA H100 (driver 600.1), 4 CPU cores, 2030-01-03: fp16 with TensorRT 11.0")
@@ -87,6 +90,7 @@ def test_what_failed_or_computed_on_the_cpu_has_not_run_on_a_gpu(hardware):
     rows[0]["failed"] = rows[3]["failed"] = True
     for variant in rows[4]["card"]["rows"]:
         variant["device"] = "cpu"
+    rows[5]["serving"]["device"] = "cpu"
     seen = states(hardware.hardware(run(rows=rows, gpus=run()["gpus"][:1]), {},
                                     engines(checks={"answers": "FAIL"})))
     assert not [part for part, state in seen.items() if "ran on" in state]

@@ -28,8 +28,8 @@ class Yielding:
     def __init__(self, settings: Settings):
         self.seconds = 0.0
         self._target_ms = settings.serving_p99_ms
-        self._devices = [card.uuid for card in gpu.find()] if settings.device == "gpu" else ["cpu"]
-        self._redis = connect(settings, ANSWER_S) if self._target_ms and self._devices else None
+        self._devices = _devices(settings.device) if self._target_ms else []
+        self._redis = connect(settings, ANSWER_S) if self._devices else None
         self._p99_ms: float | None = None
         self._look_at = self._slow_until = 0.0
         self._resumed = time.monotonic()
@@ -67,3 +67,8 @@ class Yielding:
             self._p99_ms, self._look_at = None, now + REST_S
         if self._p99_ms is not None and self._p99_ms > self._target_ms:
             self._slow_until = now + HOLD_S
+
+
+def _devices(device: str) -> list[str]:
+    """As the API names them: the GPUs of this job's lease, or the CPU."""
+    return [card.uuid for card in gpu.find()] if device == "gpu" else ["cpu"]
