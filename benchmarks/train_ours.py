@@ -31,10 +31,20 @@ class Ours:
         spec = Spec(train[0].shape[1], tuple(labels), *scaled)
         batch = args.batch or SPEEDRUN.batch_size
         recipe = dataclasses.replace(SPEEDRUN, epochs=args.epochs or SPEEDRUN.epochs, batch_size=batch)
+        for name, number in (text.split("=") for text in args.set):
+            if name.isupper():
+                setattr(program, name, type(getattr(program, name))(number))
+            else:
+                recipe = dataclasses.replace(recipe, **{name: type(getattr(recipe, name))(number)})
         steps = len(train[0]) // batch
         gpu = args.device == "gpu"
         self.plan = program.Plan(Layout.of(spec), recipe, *program.channel_scale(spec), (2, 2), True, steps,
                                  tf.float16 if gpu else tf.float32, gpu)
+        if args.vary:
+            patches, changes = VARIATIONS[args.vary]
+            self.plan = dataclasses.replace(self.plan, **changes)
+            for patch in patches:
+                patch.start()
         self.images, self.labels, self.held = (tf.constant(a) for a in (*train, held[0]))
         self.truth = held[1]
         self.parts = {trains: self.part(trains) for trains in (True, False)}

@@ -15,8 +15,8 @@ from shared import gpu
 
 KINDS = ("programs", "choices", "kernels")
 MOST_BYTES = 4 << 30
-# As CUDA graphs, XLA's default, the program of `speedrun` was refused on an H100 (CUDA_ERROR_INVALID_VALUE when a kernel
-# was added to the graph). Launched one by one its kernels are long enough to hide that; those of small batches are not.
+# As CUDA graphs, XLA's default, the program of `speedrun` was refused on an H100 (CUDA_ERROR_INVALID_VALUE when a
+# kernel was added to the graph). Its kernels are long enough to hide being launched one by one.
 ONE_BY_ONE = "--xla_gpu_enable_command_buffer="
 LIBRARIES = ("tensorflow", "nvidia-cudnn-cu12", "nvidia-cublas-cu12")
 
@@ -24,7 +24,8 @@ LIBRARIES = ("tensorflow", "nvidia-cudnn-cu12", "nvidia-cublas-cu12")
 def keep(root: Path, kinds: Iterable[str] = KINDS, flags: Iterable[str] = ()) -> None:
     """Make TensorFlow keep what it compiles under `root`; before it is imported, it reads this once.
 
-    flags: more of XLA's. Flags of TF_XLA_FLAGS and XLA_FLAGS that are already set stand. A folder that has outgrown 4 GiB is emptied.
+    flags: more of XLA's. What TF_XLA_FLAGS and XLA_FLAGS already set stands. A folder that has outgrown 4 GiB is
+    emptied.
     """
     folder = root / _key()
     if sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) > MOST_BYTES:
@@ -47,7 +48,7 @@ def keep(root: Path, kinds: Iterable[str] = KINDS, flags: Iterable[str] = ()) ->
 
 def _add(variable: str, flags: list[str]) -> None:
     """Behind the flags of an environment variable, those that it does not set already."""
-    before = os.environ.get(variable, "").split()
+    before = os.environ.setdefault(variable, "").split()
     known = {flag.partition("=")[0] for flag in before}
     os.environ[variable] = " ".join(before + [flag for flag in flags if flag.partition("=")[0] not in known])
 

@@ -71,6 +71,11 @@ class Training:
         self._lap = (time.monotonic(), time.process_time())
         self._saved = self._told = time.monotonic()
 
+    @property
+    def published(self) -> dict[str, Any]:
+        """The history's entry of the epoch that `fit` leaves the weights of in `model`."""
+        return self.history[best_epoch(self.history)]
+
     def fit(self) -> None:
         """Train from the newest checkpoint to the end, then put the best epoch's weights into `model`.
 

@@ -6,7 +6,10 @@ from shared.attempt import Attempt, attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.jobs import TrainJob
+from training import compiled
 from training.recipes import resolve
+
+COMPILED = ".compiled"  # under the root: what XLA has compiled, for the next training
 
 
 def run(job_id: str) -> dict[str, Any]:
@@ -21,9 +24,12 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
             a training that diverged.
         Stopped, Cancelled: asked to, with a checkpoint in ctx.work.
     """
+    if ctx.settings.device == "gpu":
+        compiled.keep(ctx.root / COMPILED, flags=[compiled.ONE_BY_ONE] if job.recipe == "speedrun" else [])
     # Imported here, under the run lock: TensorFlow takes seconds, on a cold disk more than the keeper waits for an
     # attempt to begin; and a worker that has touched it can't fork.
     from training import augmentation, device, fitting, publishing
+    from training.speedrun.fitting import Speedrun
 
     dataset = Dataset(ctx.root, job.dataset_id)
     images = {split: len(dataset.labels(split)) for split in ("train", "validation")}
@@ -32,9 +38,15 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
                       "images: training needs some of both", "no_images")
     replicas = ctx.settings.gpus_per_training if ctx.settings.device == "gpu" else 1
     recipe = resolve(job, images["train"], replicas)
-    augmentation.check(recipe.augmentation, dataset.spec.size)
     name = device.prepare(ctx.settings)
-    training = fitting.Training(dataset, recipe, job.seed, ctx, device.precision(ctx.settings), device.strategy())
+    training: publishing.Trained
+    match recipe.network:
+        case "speedrun":
+            training = Speedrun(dataset, recipe, job.seed, ctx)
+        case _:
+            augmentation.check(recipe.augmentation, dataset.spec.size)
+            training = fitting.Training(dataset, recipe, job.seed, ctx, device.precision(ctx.settings),
+                                        device.strategy())
     training.fit()
     summary: dict[str, Any] = publishing.publish_model(training, job, ctx, name)["summary"]
     return summary

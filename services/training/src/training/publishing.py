@@ -3,24 +3,44 @@
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from shared.artifacts import Manifest, publish, stage, write_json
 from shared.attempt import Attempt
+from shared.datasets import Dataset
 from shared.errors import LannerError
 from shared.intervals import wilson
 from shared.jobs import TrainJob
-from training.evaluation import best_epoch, confusion_matrix, new_predict
-from training.fitting import Training
+from training.evaluation import Predict, confusion_matrix, new_predict
+from training.recipes import Recipe
 
 GOLDEN = 256
 RELOADED = 1e-5  # largest difference of a probability after saving and loading the same float32 weights
 
 
-def publish_model(training: Training, job: TrainJob, ctx: Attempt, device: str) -> Manifest:
+class Trained(Protocol):
+    """What is published of a training that has been fitted."""
+
+    dataset: Dataset
+    recipe: Recipe
+    seed: int
+    precision: str
+    history: list[dict[str, Any]]
+    model: keras.Model
+    predict: Predict
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """The history's entry of the epoch that `model` has the weights of; views_accuracy in it where asked for."""
+        ...
+
+    def fit(self) -> None: ...
+
+
+def publish_model(training: Trained, job: TrainJob, ctx: Attempt, device: str) -> Manifest:
     """Write models/<model_id> whole or not at all; returns its manifest.
 
     Raises:
@@ -38,10 +58,10 @@ def publish_model(training: Training, job: TrainJob, ctx: Attempt, device: str) 
     return manifest
 
 
-def _write(staging: Path, training: Training, job: TrainJob, ctx: Attempt, device: str) -> Manifest:
+def _write(staging: Path, training: Trained, job: TrainJob, ctx: Attempt, device: str) -> Manifest:
     dataset, labels = training.dataset, list(training.dataset.spec.labels)
     images, truth = dataset.images("validation"), dataset.labels("validation")
-    best = training.history[best_epoch(training.history)]
+    best = training.published
     confusion = confusion_matrix(training.predict(images).argmax(1), truth, len(labels))
     recall = [float(row[k] / row.sum()) if row.sum() else None for k, row in enumerate(confusion)]
 
@@ -56,6 +76,8 @@ def _write(staging: Path, training: Training, job: TrainJob, ctx: Attempt, devic
     metrics = {"validation_accuracy": best["validation_accuracy"],
                "validation_interval": list(wilson(right, len(truth))), "validation_loss": best["validation_loss"],
                "recall": dict(zip(labels, recall, strict=True))}
+    if "views_accuracy" in best:
+        metrics["views_accuracy"] = best["views_accuracy"]
     return {
         "name": job.name,
         "parents": {"dataset": dataset.id},
@@ -70,7 +92,7 @@ def _write(staging: Path, training: Training, job: TrainJob, ctx: Attempt, devic
     }
 
 
-def _write_golden(staging: Path, training: Training, images: np.ndarray) -> None:
+def _write_golden(staging: Path, training: Trained, images: np.ndarray) -> None:
     """golden.npz: images uint8 [<=256, S, S, 3] from all over the validation split, the reloaded model's answers."""
     chosen = np.ascontiguousarray(images[np.linspace(0, len(images) - 1, min(GOLDEN, len(images))).astype(int)])
     reloaded: Any = keras.models.load_model(staging / "model.keras", compile=False)

@@ -81,7 +81,7 @@ SPEEDRUN = Recipe(
 )
 """For one GPU: a whole training in seconds, after airbench94_muon (github.com/KellerJordan/cifar10-airbench)."""
 
-RECIPES = {recipe.name: recipe for recipe in (SEED_CNN, SMALL)}
+RECIPES = {recipe.name: recipe for recipe in (SEED_CNN, SMALL, SPEEDRUN)}
 STEPS_A_EPOCH = 16
 
 
