@@ -52,6 +52,7 @@ class TrainJob:
     learning_rate: float = 0.0
     augmentation: dict[str, Any] = field(default_factory=dict)
     early_stopping: int = 0  # epochs without a better validation accuracy before training stops; 0 as the recipe says
+    class_weights: str = ""  # balanced: every class counts the same in the loss, however many images it has
     seed: int = 0
 
     @property
@@ -200,6 +201,8 @@ def _check(job: Job) -> None:
             within("batch_size", 0, 65_536)
             within("learning_rate", 0, 100)
             within("early_stopping", 0, 10_000)
+            if job.class_weights not in ("", "balanced"):
+                raise Refused(f"class_weights is {job.class_weights!r}: expected balanced, or '' for none", "bad_job")
         case OptimizeJob():
             within("seed", 0, 2**31 - 1)
             check_id(job.model_id, "model_id")

@@ -26,6 +26,7 @@ class Recipe:
     least_steps: int = 300  # more epochs on a dataset too small for so many
     early_stopping: int = 0  # epochs without a better validation accuracy, 0 for never
     augmentation: dict[str, Any] = field(default_factory=dict)
+    class_weights: str = ""  # balanced, or none
 
 
 SEED_CNN = Recipe(
@@ -110,7 +111,8 @@ def resolve(job: TrainJob, images: int, replicas: int = 1) -> Recipe:
     return dataclasses.replace(
         recipe, batch_size=batch, epochs=epochs, learning_rate=job.learning_rate or recipe.learning_rate,
         augmentation=job.augmentation or recipe.augmentation,
-        early_stopping=job.early_stopping or recipe.early_stopping)
+        early_stopping=job.early_stopping or recipe.early_stopping,
+        class_weights=job.class_weights or recipe.class_weights)
 
 
 def learning_rate(recipe: Recipe, step: int, of: int) -> float:

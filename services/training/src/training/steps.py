@@ -30,12 +30,13 @@ def new_optimizer(recipe: Recipe, model: keras.Model) -> keras.Optimizer:
 
 
 def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spec: Spec, seed: int,
-             totals: tf.Variable, xla: bool = False) -> Step:
+             totals: tf.Variable, xla: bool = False, weights_of: np.ndarray | None = None) -> Step:
     """step(images, labels, rate, number) -> loss, to be traced into a graph of fixed shapes.
 
     images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32: the step's, which with `seed` decides the
     augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers. `xla`: it will be compiled
-    by XLA. Run by several replicas each takes its part of the batch and returns its part of the loss.
+    by XLA. `weights_of`: float32 [classes], what an image of each class counts in the loss. Run by several replicas
+    each takes its part of the batch and returns its part of the loss.
     """
     logits_of, weights = networks.logits_of(model), model.trainable_variables
     classes, blank = len(spec.labels), tuple(255 * m for m in spec.mean)
@@ -54,13 +55,32 @@ def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spe
         optimizer.learning_rate.assign(rate)
         with tf.GradientTape() as tape:
             logits = logits_of(images, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits)) / replicas
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            if weights_of is not None:
+                losses *= tf.gather(tf.constant(weights_of), labels)
+            loss = tf.reduce_mean(losses) / replicas
         optimizer.apply(tape.gradient(loss, weights), weights)
         right = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float64))
         totals.assign_add(tf.stack([tf.cast(loss, tf.float64) * recipe.batch_size, right]))
         return loss
 
     return step
+
+
+def class_weights(recipe: Recipe, labels: np.ndarray, classes: int) -> np.ndarray | None:
+    """What an image of each class counts in the loss, float32 [classes]; None where all count the same.
+
+    balanced: N / (classes * images of the class), so that each class counts as much as any other and the mean over the
+    images is 1, as scikit-learn's compute_class_weight has it. A class without images counts nothing.
+    """
+    match recipe.class_weights:
+        case "":
+            return None
+        case "balanced":
+            counts = np.bincount(labels, minlength=classes)
+            return np.where(counts, len(labels) / (classes * np.maximum(counts, 1)), 0).astype(np.float32)
+        case other:
+            raise ValueError(f"class_weights {other!r} of recipe {recipe.name} is unknown: expected balanced or none")
 
 
 def fed(step: Step, images: np.ndarray, labels: np.ndarray, xla: bool = False) -> Run:
