@@ -19,7 +19,7 @@ from training import checkpoints, device, networks
 from training.evaluation import best_epoch, cross_entropy, new_predict
 from training.recipes import Recipe, learning_rate
 from training.replicas import mirrored
-from training.steps import Run, fed, new_optimizer, new_step, resident
+from training.steps import Run, class_weights, fed, new_optimizer, new_step, resident
 from training.yielding import Yielding
 
 log = logging.getLogger("lanner.training")
@@ -99,7 +99,9 @@ class Training:
         settings, several = self.ctx.settings, self.strategy.num_replicas_in_sync > 1
         on_gpu = settings.device == "gpu"
         xla = on_gpu and not several
-        step = new_step(self.trained, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals, xla)
+        weights = class_weights(self.recipe, self.labels, len(self.dataset.spec.labels))
+        step = new_step(self.trained, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals, xla,
+                        weights)
         stay = on_gpu and self.images.nbytes < SHARE_OF_GPU * device.memory_bytes(settings)
         if stay:
             self.steps_a_call, self.one_program = FIRST_CALL, True
