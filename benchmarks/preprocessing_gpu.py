@@ -6,8 +6,8 @@ Both sides run the same code of services/preprocessing on the same data from hos
 results back on the host are in the times. Rounds are interleaved, figures are medians, one call of each is made before,
 untimed. Where an op's cost is proportional to the images, the CPU runs a part of them and its time is scaled up: such a
 figure is marked `~`. Images are drawn from a pool of random ones, gone through as often as needed. `sums` and `look`
-are the two halves of `pixels`, which is what a job does. `resize` is held against what the CPU path does, Pillow image
-by image. --dry-run goes through everything with NumPy and pandas on both sides and tiny counts. Exit status 1: an op
+are the two halves of `pixels`, which is what a job does. `resize` is held against `shared.images.resize`, image by
+image. --dry-run goes through everything with NumPy and pandas on both sides and tiny counts. Exit status 1: an op
 differed.
 """
 
@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -31,7 +32,6 @@ from typing import Any
 import numpy as np
 import pandas
 import pyarrow
-from PIL import Image
 
 from preprocessing import device
 from preprocessing.inspection import batch_of, channel_sums
@@ -40,6 +40,7 @@ from preprocessing.resample import resample
 from preprocessing.rows import Rows
 from preprocessing.table import Arranged, arrange
 from preprocessing.write import write_index
+from shared.images import resize
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = (1_000, 10_000, 100_000, 1_000_000)
@@ -92,7 +93,8 @@ def main() -> None:
 
 def describe(xp: ModuleType, frames: ModuleType) -> dict[str, Any]:
     found = {"python": platform.python_version(), "cpus": os.cpu_count(), "numpy": np.__version__,
-             "pandas": pandas.__version__, "pyarrow": pyarrow.__version__, "pillow": Image.__version__}
+             "pandas": pandas.__version__, "pyarrow": pyarrow.__version__,
+             "cykooz-resizer": version("cykooz-resizer")}
     if xp is not np:
         runtime = xp.cuda.runtime
         name = runtime.getDeviceProperties(0)["name"]
@@ -141,7 +143,7 @@ def ops(xp: ModuleType, frames: ModuleType, counts: tuple[int, ...], pool_size: 
         yield Op("index", lambda n: write_index(folder, arranged[n], tables[n], LABELS),
                  lambda n: written_by(frames, folder / "other.parquet", arranged[n], tables[n]), counts, counts[-1])
     pictures = rng.integers(0, 256, (photos, 375, 500, 3), dtype=np.uint8)
-    yield Op("resize", lambda n: by_pillow(pictures[:n]), lambda n: resized(xp, pictures[:n]), (photos,),
+    yield Op("resize", lambda n: one_by_one(pictures[:n]), lambda n: resized(xp, pictures[:n]), (photos,),
              max(photos // 10, 1))
 
 
@@ -176,9 +178,9 @@ def written_by(frames: ModuleType, path: Path, arranged: Arranged, rows: Rows) -
     table.take(sources).to_parquet(path, index=False)
 
 
-def by_pillow(images: np.ndarray) -> None:
+def one_by_one(images: np.ndarray) -> None:
     for image in images:
-        np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR))
+        resize(image, 224)
 
 
 def resized(xp: ModuleType, images: np.ndarray) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from shared.errors import Refused
-from shared.images import decode, decode_sized, measure
+from shared.images import SHORT, decode, decode_sized, measure
 
 CORNERS = np.zeros((48, 64, 3), np.uint8)  # red, green; blue, white
 CORNERS[:24, :32], CORNERS[:24, 32:], CORNERS[24:, :32], CORNERS[24:, 32:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), 255
@@ -91,6 +91,44 @@ def test_exif_orientation_is_applied(format: str, orientation: int, upright: lis
     assert names(pixels) == upright
     assert (width, height) == ((48, 64) if orientation > 4 else (64, 48))
     assert measure(data) == (width, height)
+
+
+def _noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (200, 300, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_exif_is_found_in_a_large_file_and_behind_another_segment(size: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = encode(_noise(0), "JPEG", quality=95, exif=exif)
+    plain = encode(_noise(0), "JPEG", quality=95)
+    assert len(plain) > 2 * SHORT
+    # What looks like the start of a scan, in a profile that stands before.
+    profile = b"\xff\xe2" + struct.pack(">H", 2 + 3000) + b"ICC_PROFILE\0\1\1" + b"\xff\xda" * 1493
+    upside_down = decode(plain, size)[::-1, ::-1]
+    for whole in (data, data[:2] + profile + data[2:]):
+        assert np.array_equal(decode(whole, size), upside_down)
+
+
+def test_a_broken_segment_or_one_that_lies_hides_no_image() -> None:
+    data = encode(_noise(1), "JPEG", quality=95)
+    comment = b"\xff\xfe" + struct.pack(">H", 40) + b"Exif\0\0" + b"x" * 32
+    for whole in (data, data[:2] + comment + data[2:], data[:2] + b"\xff\xff" + data[2:]):
+        assert np.array_equal(decode(whole, 64), decode(data, 64))
+
+
+@pytest.mark.parametrize(("width", "height", "size", "decibels"), [
+    (500, 375, 224, 45), (375, 500, 64, 36), (336, 336, 224, 45), (300, 240, 224, 50), (40, 30, 64, 50)])
+def test_a_photograph_is_near_pillow_s_bilinear_of_its_whole(width: int, height: int, size: int,
+                                                             decibels: float) -> None:
+    shapes = np.random.default_rng(5).integers(0, 256, (height // 12, width // 12, 3), dtype=np.uint8)
+    photo = Image.fromarray(shapes).resize((width, height), Image.Resampling.BICUBIC)
+    data = encode(photo, "JPEG", quality=92)
+    with Image.open(io.BytesIO(data)) as whole:
+        expected = np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR))
+    error = np.mean((decode(data, size).astype(float) - expected) ** 2)
+    assert 10 * np.log10(255**2 / error) > decibels
 
 
 def test_shrinking_is_antialiased() -> None:

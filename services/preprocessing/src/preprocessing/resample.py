@@ -1,8 +1,8 @@
-"""Antialiased resize of many images of one size, to the bit what Pillow gives, on NumPy or CuPy.
+"""Antialiased resize of many images of one size, to the bit what `shared.images.resize` gives, on NumPy or CuPy.
 
-Pillow (libImaging/Resample.c, as of 13.0) resizes 8-bit images in two passes with weights of 22 fractional bits,
-rounding to uint8 in between. Its sums stay under 2^31, so a float64 matrix product holds them exactly in whatever order
-a BLAS adds; every device gives Pillow's pixels.
+cykooz_resizer (Rust's fast_image_resize, as of 6.1) resizes 8-bit images in two passes, down and then across, with
+weights of 16 bits, rounding to uint8 in between. Its sums stay under 2^30, so a float64 matrix product holds them
+exactly in whatever order a BLAS adds; every device gives its pixels.
 """
 
 import math
@@ -11,57 +11,56 @@ from typing import Any
 
 import numpy as np
 
-BITS = 22  # Pillow's PRECISION_BITS, 32 - 8 - 2
+MOST_BITS = 21  # of a weight's fraction, where the largest weight leaves room for as many
+MOST = 1 << 15  # what a weight stays below
 CHUNK_VALUES = 64 << 20  # source values at once; as float64 they take eight times the bytes
 
 
-def resample(xp: ModuleType, images: Any, size: int, average: bool = False) -> Any:
-    """uint8 [N, H, W, 3], of `xp` or of the host -> uint8 [N, size, size, 3] of `xp`, by BILINEAR, or BOX: the mean."""
+def resample(xp: ModuleType, images: Any, size: int) -> Any:
+    """uint8 [N, H, W, 3], of `xp` or of the host -> uint8 [N, size, size, 3] of `xp`, bilinear."""
     n, height, width = images.shape[:3]
-    across, down = (xp.asarray(weights(side, size, average)) for side in (width, height))
+    down, across = ((xp.asarray(table), bits) for table, bits in (weights(height, size), weights(width, size)))
     out = xp.empty((n, size, size, 3), xp.uint8)
     step = max(CHUNK_VALUES // (height * width * 3), 1)
     for first in range(0, n, step):
         planes = xp.asarray(images[first:first + step]).transpose(0, 3, 1, 2).reshape(-1, height, width)
-        if height > size and height - size > (width - size) * 2:  # Pillow's rule: much taller ones go down first
-            planes = _across(xp, _down(xp, planes, down), across)
-        else:
-            planes = _down(xp, _across(xp, planes, across), down)
+        planes = _across(xp, _down(xp, planes, *down), *across)
         out[first:first + step] = planes.reshape(-1, 3, size, size).transpose(0, 2, 3, 1)
     return out
 
 
-def _across(xp: ModuleType, planes: Any, table: Any) -> Any:
+def _down(xp: ModuleType, planes: Any, table: Any, bits: int) -> Any:
+    return _rounded(xp, table @ planes.astype(xp.float64), bits)
+
+
+def _across(xp: ModuleType, planes: Any, table: Any, bits: int) -> Any:
     count, height, width = planes.shape
-    return _rounded(xp, planes.reshape(-1, width).astype(xp.float64) @ table.T).reshape(count, height, -1)
+    return _rounded(xp, planes.reshape(-1, width).astype(xp.float64) @ table.T, bits).reshape(count, height, -1)
 
 
-def _down(xp: ModuleType, planes: Any, table: Any) -> Any:
-    return _rounded(xp, table @ planes.astype(xp.float64))
+def _rounded(xp: ModuleType, sums: Any, bits: int) -> Any:
+    """Weighted sums -> uint8; the weights of a pixel add up to 2^bits within some units, so 255 may be passed."""
+    return xp.minimum((sums.astype(xp.int32) + (1 << bits >> 1)) >> bits, 255).astype(xp.uint8)
 
 
-def _rounded(xp: ModuleType, sums: Any) -> Any:
-    """Weighted sums -> uint8; weights of one pixel add up to 2^22 within some units, so 255 may be passed."""
-    return xp.clip((sums.astype(xp.int64) + (1 << BITS - 1)) >> BITS, 0, 255).astype(xp.uint8)
+def weights(before: int, after: int) -> tuple[np.ndarray, int]:
+    """float64 [after, before], of whole numbers: the share of each source pixel in each result, times 2^bits; bits.
 
-
-def weights(before: int, after: int, average: bool) -> np.ndarray:
-    """float64 [after, before], of whole numbers: the share of each source pixel in each result, times 2^22.
-
-    The share under a box (Pillow's BOX, its average) or a triangle (BILINEAR), added up in Pillow's order, since that
-    decides the last bit. A side that keeps its length keeps its pixels.
+    The shares under a triangle as wide as two results, or as two source pixels where those are wider, added up in
+    fast_image_resize's order, since that decides the last bit. A side that keeps its length keeps its pixels.
     """
+    if before == after:
+        return np.eye(after), 0
     table = np.zeros((after, before))
     scale = before / after
-    stretch = max(scale, 1.0)
-    reach = stretch / 2 if average else stretch
+    reach = max(scale, 1.0)
     for i in range(after):
         centre = (i + 0.5) * scale
-        first, last = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), before)
-        at = [(x - centre + 0.5) * (1.0 / stretch) for x in range(first, last)]
-        shares = [float(-0.5 < x <= 0.5) if average else max(1.0 - abs(x), 0.0) for x in at]
+        first, last = max(math.floor(centre - reach), 0), min(math.ceil(centre + reach), before)
+        shares = [max(1.0 - abs((x - (centre - 0.5)) * (1.0 / reach)), 0.0) for x in range(first, last)]
         total = 0.0
         for share in shares:
             total += share
-        table[i, first:last] = [math.floor(share / total * (1 << BITS) + 0.5) for share in shares]
-    return table
+        table[i, first:last] = [share / total for share in shares]
+    bits = next((b for b in range(MOST_BITS) if math.floor(table.max() * 2 ** (b + 1) + 0.5) >= MOST), MOST_BITS)
+    return np.floor(table * 2**bits + 0.5), bits
