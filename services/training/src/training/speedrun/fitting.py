@@ -24,6 +24,7 @@ from training.recipes import Recipe, learning_rate
 from training.speedrun import network, program, twin
 from training.speedrun.network import Layout
 from training.speedrun.program import Part, Plan, State
+from training.steps import class_weights
 from training.yielding import Yielding
 
 log = logging.getLogger("lanner.training")
@@ -56,6 +57,7 @@ class Speedrun:
         self.plan = Plan(layout, recipe, *program.channel_scale(dataset.spec), reach, mirror,
                          steps // self.steps_a_part * self.steps_a_part, tf.float16 if half else tf.float32, on_gpu)
         self.images, self.labels = tf.constant(images), tf.constant(dataset.labels("train"))
+        self.class_weights = class_weights(recipe, dataset.labels("train"), layout.classes)
         self.answer = program.new_answer(self.plan, tf.constant(dataset.images("validation")))
         self.model = networks.build(recipe, dataset.spec)
         self.predict = new_predict(self.model)
@@ -108,7 +110,7 @@ class Speedrun:
             faults.point("mid-train")
         kind = count, epoch < self.plan.whitening_epochs
         if kind not in self._parts:
-            self._parts[kind] = program.new_part(self.plan, self.images, self.labels, *kind)
+            self._parts[kind] = program.new_part(self.plan, self.images, self.labels, *kind, self.class_weights)
         self.state, sums = self._parts[kind](self.state, self.first_layer, *map(tf.constant, (self.seed, epoch, at)))
         self.step += count
         ended = self.step % self.plan.steps_an_epoch == 0
