@@ -21,6 +21,7 @@ def module(path):
     return loaded
 
 
+pytestmark = pytest.mark.system
 TESTS = Path(__file__).parents[1]
 api = module(TESTS / "inference" / "conftest.py")
 colours = module(TESTS / "training" / "colours.py")
@@ -63,7 +64,7 @@ def serving(stack):
 
 def trained(stack, dataset_id, model_id):
     """Train; the progress events' metrics, and the job."""
-    job = TrainJob(model_id, dataset_id, "colours", "small", epochs=3, batch_size=32)
+    job = TrainJob(model_id, dataset_id, "colours", "small", epochs=2, batch_size=32)
     job_id = stack.accept(job)
     view = stack.ended(job_id, 120)
     assert view["state"] == "succeeded", view["error"]
@@ -78,7 +79,7 @@ def weights(root, job):
 
 
 def test_over_its_target_predictions_go_on_and_the_training_pauses_without_another_result(stack, serving):
-    dataset = colours.write_dataset(stack.root, images=400, size=16)
+    dataset = colours.write_dataset(stack.root, images=300, size=16)
     stack.worker("training", SERVING_P99_MS="1", CPU_THREADS="2")
     idle_told, idle = trained(stack, dataset, "m-idle")
     asked = Asked(serving(1))

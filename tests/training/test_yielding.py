@@ -4,7 +4,11 @@ import pytest
 
 from shared import gpu, serving
 from shared.attempt import Stopped
+from shared.datasets import Dataset
+from shared.jobs import TrainJob
 from shared.settings import Settings
+from training import fitting
+from training.recipes import resolve
 from training.yielding import Yielding
 
 
@@ -96,6 +100,20 @@ def test_without_redis_nobody_waits(own_valkey):
     computed(yielding, 3600)
     yielding.give_way(lambda: None)
     assert (yielding.seconds, yielding.call_s(1.0)) == (0, 1.0)
+
+
+def test_programs_get_short_at_once_and_long_again_when_nothing_is_asked(valkey, redis, root, write_dataset,
+                                                                         new_attempt):
+    job = TrainJob("m-1", write_dataset(root), "colours")
+    training = fitting.Training(Dataset(root, job.dataset_id), resolve(job, 225), 0, new_attempt(root, job))
+    training.yielding, training.steps_a_call, training.steps_an_epoch = beside(valkey), 400, 400
+    serving.say(redis, "cpu", 5)
+    training._fit_to_time(1.0)
+    assert training.steps_a_call == 4  # 10 ms, half of the target
+    redis.delete(serving.KEY.format("cpu"))
+    training.yielding._look_at = 0.0
+    training._fit_to_time(0.01)
+    assert training.steps_a_call == 8
 
 
 def test_on_gpus_it_listens_to_its_own(valkey, redis, monkeypatch):
