@@ -1,5 +1,6 @@
 """Following the aliases: swaps without a restart, and what is damaged never answers."""
 
+import gc
 import logging
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from flask.testing import FlaskClient
 from inference.loaded import LoadedModels
 from inference.memory import KEPT
 from inference.metrics import Meters
+from inference.predictor import Predictor
 from shared import artifacts
 from shared.errors import NotFound
 
@@ -67,7 +69,8 @@ def test_the_replaced_variant_leaves_the_memory(serving: FlaskClient, root: Path
     move(serving, 2)
     until(lambda: ask(serving)[0] == 2)
     assert loaded(serving) == 1
-    assert not [t for t in threading.enumerate() if t.name == "predictor m-1 onnx-fp32" and t.is_alive()]
+    predictors = [p for p in gc.get_objects() if isinstance(p, Predictor) and not p.ended.is_set()]
+    assert [p.name for p in predictors] == ["m-2 onnx-fp32"]
 
 
 def loaded(client: FlaskClient) -> int:

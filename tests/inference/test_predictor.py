@@ -1,31 +1,40 @@
-"""The Predictor by itself, with a Session that the test can hold."""
+"""What runs together, for whom, and what does not run at all; with a Session that the test can hold, and a real one."""
 
 import threading
-from concurrent.futures import Future, wait
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inference.metrics import Meters
-from inference.predictor import MAX_BATCH, MAX_WAITING, Closed, Predictor
+from inference.predictor import LAST, MAX_BATCH, MAX_WAITING, Closed, NotInTime, Predictor
 from shared.errors import Unavailable
+from shared.runtimes.onnx import OnnxSession
 
-from .conftest import until
+from .conftest import SIZE, onnx_bytes, until
+
+Scores = "Future[list[float]]"
 
 
 class HeldSession:
-    """Answers each image with the value of its first pixel, once `go` is set; notes the batches it ran."""
+    """Answers each image with the value of its first pixel, once `go` is set; notes the batches it ran, and where."""
 
-    device = "cpu"
-
-    def __init__(self) -> None:
-        self.go, self.batches, self.closed = threading.Event(), [], False
-        self.running = threading.Event()
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self.go, self.running, self.closed = threading.Event(), threading.Event(), False
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         self.running.set()
         assert self.go.wait(10)
-        self.batches.append(len(batch))
+        self.threads.add(threading.get_ident())
+        self.batches.append(batch[:, 0, 0, 0].tolist())
         if batch[0, 0, 0, 0] == 255:
             raise ValueError("the runtime failed")
         return batch[:, 0, 0, :1].astype(np.float32)
@@ -38,81 +47,161 @@ def images(value: int, count: int = 1) -> np.ndarray:
     return np.full((count, 2, 2, 3), value, np.uint8)
 
 
-@pytest.fixture
-def session() -> HeldSession:
-    return HeldSession()
+@pytest.fixture(params=["cpu", "NVIDIA H100"])
+def session(request: pytest.FixtureRequest) -> HeldSession:
+    return HeldSession(request.param)
 
 
 @pytest.fixture
-def predictor(session: HeldSession) -> Predictor:
-    return Predictor(session, Meters(), "test")
+def predictor(session: HeldSession) -> Iterator[Predictor]:
+    predictor = Predictor(session, Meters(), "test")
+    yield predictor
+    session.go.set()
+    predictor.close(wait=True)
 
 
-def results(futures: list["Future[np.ndarray]"]) -> list[list[float]]:
-    return [f.result(10)[:, 0].tolist() for f in futures]
+@pytest.fixture
+def ask(predictor: Predictor) -> Iterator[Callable[..., Scores]]:
+    """Ask in a thread of its own; returns once the images wait or run, unless they are turned away."""
+    with ThreadPoolExecutor(100) as pool:
+        def ask(value: int, count: int = 1, patience_s: float = 60.0, priority: int = LAST) -> Scores:
+            before = predictor.images
+            future = pool.submit(lambda: predictor.answer(images(value, count), time.monotonic() + patience_s,
+                                                          priority).scores[:, 0].tolist())
+            until(lambda: predictor.images > before or future.done())
+            return future
+
+        yield ask
 
 
-def test_what_piles_up_while_busy_runs_together(predictor: Predictor, session: HeldSession) -> None:
-    first = predictor.submit(images(0))
+def results(futures: list[Scores]) -> list[list[float]]:
+    return [f.result(10) for f in futures]
+
+
+def test_what_piles_up_while_busy_runs_together(ask: Callable[..., Scores], session: HeldSession) -> None:
+    first = ask(0)
     session.running.wait(10)
-    later = [predictor.submit(images(i, i)) for i in range(1, 6)]
+    later = [ask(i, i) for i in range(1, 6)]
     session.go.set()
     assert results([first, *later]) == [[0], [1], [2] * 2, [3] * 3, [4] * 4, [5] * 5]
-    assert session.batches == [1, 15]
+    assert [len(b) for b in session.batches] == [1, 15]
 
 
-def test_a_batch_stops_at_its_most_and_splits_no_request_but_a_larger_one(predictor: Predictor,
+def test_a_batch_stops_at_its_most_and_splits_no_request_but_a_larger_one(ask: Callable[..., Scores],
                                                                          session: HeldSession) -> None:
-    first = predictor.submit(images(0))
+    first = ask(0)
     session.running.wait(10)
-    later = [predictor.submit(images(i, n)) for i, n in ((1, MAX_BATCH - 1), (2, 2), (3, 2 * MAX_BATCH + 1), (4, 1))]
+    later = [ask(i, n) for i, n in ((1, MAX_BATCH - 1), (2, 2), (3, 2 * MAX_BATCH + 1), (4, 1))]
     session.go.set()
     assert [len(r) for r in results([first, *later])] == [1, MAX_BATCH - 1, 2, 2 * MAX_BATCH + 1, 1]
-    assert session.batches == [1, MAX_BATCH - 1, 2, MAX_BATCH, MAX_BATCH, 1, 1]
+    assert [len(b) for b in session.batches] == [1, MAX_BATCH - 1, 2, MAX_BATCH, MAX_BATCH, 1, 1]
 
 
-def test_a_request_that_gave_up_is_not_run(predictor: Predictor, session: HeldSession) -> None:
-    first = predictor.submit(images(0))
+def test_the_urgent_run_first_and_the_others_as_they_came(ask: Callable[..., Scores], session: HeldSession) -> None:
+    first = ask(0)
     session.running.wait(10)
-    assert predictor.submit(images(1)).cancel()
-    last = predictor.submit(images(2))
+    later = [ask(i, 40, priority=priority) for i, priority in ((1, LAST), (2, 2), (3, 1), (4, LAST), (5, 2), (6, 1))]
     session.go.set()
-    assert results([first, last]) == [[0], [2]]
-    assert session.batches == [1, 1]
+    assert results([first, *later]) == [[0], *([i] * 40 for i in range(1, 7))]
+    assert [batch[0] for batch in session.batches] == [0, 3, 6, 2, 5, 1, 4]
 
 
-def test_a_failing_run_fails_its_requests_and_no_later_one(predictor: Predictor, session: HeldSession) -> None:
+def test_a_request_whose_time_is_over_is_not_run(ask: Callable[..., Scores], session: HeldSession,
+                                                 predictor: Predictor) -> None:
+    first = ask(0)
+    session.running.wait(10)
+    late = [ask(1, patience_s=0.05), ask(2, patience_s=0.05)]
+    for future in late:
+        with pytest.raises(NotInTime):
+            future.result(10)
+    last = ask(3)
+    with pytest.raises(NotInTime):
+        predictor.answer(images(4), time.monotonic() - 1)
+    session.go.set()
+    assert results([first, last]) == [[0], [3]]
+    assert session.batches == [[0], [3]]
+    until(lambda: predictor.images == 0)
+
+
+def test_what_can_not_be_answered_in_time_is_turned_away_at_once(ask: Callable[..., Scores], predictor: Predictor,
+                                                                 session: HeldSession) -> None:
+    first = ask(0)
+    session.running.wait(10)
+    time.sleep(0.3)
+    session.go.set()
+    first.result(10)
+    session.go.clear()
+    second = ask(1)  # an image takes about a tenth of the first run's 0.3 s, as far as is known
+    with pytest.raises(Unavailable, match="1 images wait already"):
+        predictor.answer(images(2), time.monotonic() + 0.01)
+    session.go.set()
+    assert results([second]) == [[1]]
+
+
+def test_a_failing_run_fails_its_requests_and_no_later_one(ask: Callable[..., Scores], session: HeldSession) -> None:
     session.go.set()
     with pytest.raises(ValueError, match="the runtime failed"):
-        predictor.submit(images(255)).result(10)
-    assert results([predictor.submit(images(7))]) == [[7]]
+        ask(255).result(10)
+    assert results([ask(7)]) == [[7]]
 
 
-def test_closing_answers_what_waits_takes_no_more_and_closes_the_session(predictor: Predictor,
+def test_closing_answers_what_waits_takes_no_more_and_closes_the_session(ask: Callable[..., Scores],
+                                                                         predictor: Predictor,
                                                                          session: HeldSession) -> None:
-    futures = [predictor.submit(images(i)) for i in range(5)]
+    futures = [ask(i) for i in range(5)]
     predictor.close()
     predictor.close()
     with pytest.raises(Closed):
-        predictor.submit(images(9))
+        predictor.answer(images(9))
     assert not session.closed
     session.go.set()
     assert results(futures) == [[0], [1], [2], [3], [4]]
-    until(lambda: session.closed)
+    predictor.close(wait=True)
+    assert session.closed
 
 
-def test_more_than_can_wait_is_turned_away_until_there_is_room(predictor: Predictor, session: HeldSession) -> None:
-    held = [predictor.submit(images(1, MAX_BATCH)) for _ in range(MAX_WAITING // MAX_BATCH)]
+def test_what_is_idle_closes_at_once(predictor: Predictor, session: HeldSession) -> None:
+    predictor.close(wait=True)
+    assert session.closed
+
+
+def test_more_than_can_wait_is_turned_away_until_there_is_room(ask: Callable[..., Scores], predictor: Predictor,
+                                                               session: HeldSession) -> None:
+    held = [ask(1, MAX_BATCH) for _ in range(MAX_WAITING // MAX_BATCH)]
     with pytest.raises(Unavailable):
-        predictor.submit(images(2))
+        predictor.answer(images(2))
     session.go.set()
     wait(held, 10)
-    until(lambda: can_submit(predictor))
+    assert results([ask(3)]) == [[3]]
 
 
-def can_submit(predictor: Predictor) -> bool:
-    try:
-        predictor.submit(images(3)).result(10)
-    except Unavailable:
-        return False
-    return True
+def test_on_a_gpu_one_thread_alone_runs_the_session(ask: Callable[..., Scores], session: HeldSession) -> None:
+    """Runtimes keep memory for each thread that they meet; on the CPU an idle Session needs no other thread."""
+    session.go.set()
+    results([ask(i) for i in range(8)])
+    assert threading.get_ident() not in session.threads
+    assert len(session.threads) == 1 or session.device == "cpu"
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("network") / "model.onnx"
+    path.write_bytes(onnx_bytes(np.random.default_rng(3).normal(0, 0.02, (3, 3))))
+    return path
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=12), seed=st.integers(0, 2**32 - 1),
+       priorities=st.lists(st.sampled_from([1, 2, LAST]), min_size=12, max_size=12))
+def test_batched_answers_are_single_answers_in_order(network: Path, sizes: list[int], seed: int,
+                                                     priorities: list[int]) -> None:
+    asked = [np.random.default_rng([seed, i]).integers(0, 256, (n, SIZE, SIZE, 3), np.uint8)
+             for i, n in enumerate(sizes)]
+    single = OnnxSession(network)
+    predictor = Predictor(OnnxSession(network), Meters(), "test")
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda i: predictor.answer(asked[i], priority=priorities[i]), range(len(asked))))
+    predictor.close(wait=True)
+    for batch, answer in zip(asked, answers, strict=True):
+        np.testing.assert_allclose(answer.scores, np.concatenate([single.run(image[None]) for image in batch]),
+                                   atol=1e-6)

@@ -80,6 +80,7 @@ def test_pixels_in_floats_are_rounded(serving: FlaskClient) -> None:
     assert floats == whole
 
 
+NANS = np.full(BYTES, np.nan, "<f4").tobytes()
 UNKNOWN_INPUT = "unexpected inference input 'pixels' for model 'colors'"
 TWO_SOURCES = "sets data and binary_data_size of data, binary_data_size, shared_memory_region: expected exactly one"
 NO_SOURCE = "sets none of data"
@@ -119,7 +120,9 @@ BAD_PIXEL = "has values from 0.0 to 256.0: expected pixels from 0 to 255"
     (message(parameters={}, data=[1]), b"x", 400, "unexpected additional input data"),
     (message(parameters={}, data=[300] * BYTES), b"", 400, "has values that are not UINT8"),
     (message(parameters={}, datatype="FP32", data=[0] * (BYTES - 1) + [256]), b"", 400, BAD_PIXEL),
-    (message(parameters={}, datatype="FP32", data=[float("nan")] * BYTES), b"", 400, "expected pixels from 0 to 255"),
+    (message(parameters={}, datatype="FP32", data=[float("nan")] * BYTES), b"", 400,
+     "failed to parse the request JSON buffer"),
+    (message(parameters={"binary_data_size": 4 * BYTES}, datatype="FP32"), NANS, 400, "expected pixels from 0 to 255"),
     (message(parameters={"shared_memory_region": "in", "shared_memory_byte_size": BYTES}), b"", 400,
      "shared memory of clients is not allowed"),
     ({**message(), "outputs": [{"name": "scores"}]}, PIXELS, 400, "unexpected inference output 'scores'"),
@@ -128,6 +131,7 @@ BAD_PIXEL = "has values from 0.0 to 256.0: expected pixels from 0 to 255"
     ({**message(), "outputs": [{"name": "probabilities",
                                 "parameters": {"classification": 1, "shared_memory_region": "out"}}]}, PIXELS, 400,
      "can't be in a shared memory region and have 'classification'"),
+    (message({"priority": -1}), PIXELS, 400, "Unable to parse 'priority'"),
     (message({"triton_x": 1}), PIXELS, 400, "parameter keys starting with 'triton_' are reserved"),
     (message({"variant": "onnx-fp64"}), PIXELS, 404,
      "Request for unknown model: 'colors' is not found: version 1 of colors has no onnx-fp64"),

@@ -1,5 +1,6 @@
 """Unloading gives the memory back and loading brings the model back, whatever happens meanwhile."""
 
+import gc
 import threading
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from onnx import TensorProto, helper, numpy_helper
 
+from inference.predictor import Predictor
 from shared import artifacts
 
 from .conftest import LABELS, RED, SIZE, png, publish_model, until
@@ -25,17 +27,17 @@ def ask(client: FlaskClient, query: str = "", name: str = "colors") -> int:
     return client.post(f"/v1/models/{name}/predict{query}", data=png(RED), content_type="image/png").status_code
 
 
-def owners() -> list[str]:
-    """Threads that own a loaded Variant."""
-    return sorted(t.name for t in threading.enumerate() if t.name.startswith("predictor m-") and t.is_alive())
+def open_variants() -> list[str]:
+    """Whose Session is open in this process."""
+    return sorted(p.name for p in gc.get_objects() if isinstance(p, Predictor) and not p.ended.is_set())
 
 
 def test_unloading_closes_every_variant_of_the_name_and_loading_opens_them(serving: FlaskClient, root: Path) -> None:
     publish_model(root, "colors", "m-2")
     assert ask(serving, "?version=2") == 200
-    assert owners() == ["predictor m-1 onnx-fp32", "predictor m-2 onnx-fp32"]
+    assert open_variants() == ["m-1 onnx-fp32", "m-2 onnx-fp32"]
     assert serving.post(f"{REPOSITORY}/unload").status_code == 200
-    assert owners() == []
+    assert open_variants() == []
     assert [ask(serving), ask(serving, "?version=2"), ask(serving, "?variant=onnx-fp32")] == [404] * 3
     assert serving.get("/v2/health/ready").status_code == 400
     ready = serving.get("/readyz")
@@ -43,7 +45,7 @@ def test_unloading_closes_every_variant_of_the_name_and_loading_opens_them(servi
     assert "unloaded" in ready.json["error"]["message"]
     assert serving.post(f"{REPOSITORY}/unload", json={"parameters": {"unload_dependents": True}}).status_code == 200
     assert serving.post(f"{REPOSITORY}/load").status_code == 200
-    assert owners() == ["predictor m-1 onnx-fp32"]
+    assert open_variants() == ["m-1 onnx-fp32"]
     assert ask(serving) == 200
 
 
@@ -97,7 +99,7 @@ def test_a_variant_that_another_name_serves_stays(serving: FlaskClient, root: Pa
     artifacts.promote(root, "shapes", "production", 1, "onnx-fp32", by="test")
     until(lambda: state(serving).get("shapes/1") == ("READY", ""))
     serving.post(f"{REPOSITORY}/unload")
-    assert owners() == ["predictor m-1 onnx-fp32"]
+    assert open_variants() == ["m-1 onnx-fp32"]
     assert (ask(serving), ask(serving, name="shapes")) == (404, 200)
 
 
@@ -121,7 +123,7 @@ def test_requests_during_unload_and_load_are_answered_or_told(serving: FlaskClie
         thread.join()
     assert set(seen) <= {200, 404}
     assert ask(serving) == 200
-    assert owners() == ["predictor m-1 onnx-fp32"]
+    assert open_variants() == ["m-1 onnx-fp32"]
 
 
 def test_loading_what_is_damaged_says_why_and_a_mended_one_is_loaded(serving: FlaskClient, root: Path) -> None:

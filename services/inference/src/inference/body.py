@@ -25,18 +25,16 @@ class Intake:
         self._slots = slots
         self._lock = threading.Lock()
 
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Raises Unavailable when every slot is taken."""
+    def enter(self) -> None:
+        """Take a slot, until `leave`. Raises Unavailable when every slot is taken."""
         with self._lock:
             if self._slots == 0:
                 raise Unavailable("too many requests are sending a body at this moment", "busy")
             self._slots -= 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._slots += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._slots += 1
 
     def take(self, size: int) -> None:
         """Raises Unavailable when the memory for bodies is used up."""
@@ -80,14 +78,43 @@ def pieces(intake: Intake, limit: int, inflate: bool = False) -> Iterator[bytes]
 
 def _stream(intake: Intake, limit: int, declared: int | None) -> Iterator[bytes]:
     got = 0
-    with intake.slot():
+    intake.enter()
+    try:
         while piece := request.stream.read(PIECE):
             got += len(piece)
             if got > limit:
                 raise RequestEntityTooLarge(f"the body has more than the {limit} bytes that are accepted")
             yield piece
+    finally:
+        intake.leave()
     if declared is not None and got != declared:
-        raise Refused(f"the body ended after {got} bytes, its Content-Length is {declared}: send it again", "malformed")
+        raise _cut_off(got, declared)
+
+
+def _cut_off(got: int, declared: int) -> Refused:
+    return Refused(f"the body ended after {got} bytes, its Content-Length is {declared}: send it again", "malformed")
+
+
+def read_declared(intake: Intake, stream: Any, declared: int) -> bytes:
+    """A body of which `declared` bytes are announced, and allowed; raises Refused and Unavailable as `pieces`.
+
+    One call of `read` where that is enough: each lets go of the interpreter, and under load waits to have it back.
+    """
+    intake.enter()
+    body, got = [], 0
+    try:
+        while got < declared and (piece := stream.read(min(PIECE, declared - got))):
+            if declared > PIECE:
+                intake.take(len(piece))
+            got += len(piece)
+            body.append(piece)
+    finally:
+        intake.leave()
+        if declared > PIECE:
+            intake.give(got)
+    if got != declared:
+        raise _cut_off(got, declared)
+    return body[0] if len(body) == 1 else b"".join(body)
 
 
 def _inflated(compressed: Iterator[bytes], limit: int) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
+from heapq import nlargest
 from io import BytesIO
 from typing import Any
 
@@ -46,20 +47,26 @@ def images_of_request(intake: Intake, limit: int) -> list[Image]:
 
 def decode_all(images: Sequence[Image], size: int) -> np.ndarray:
     """uint8 [N, size, size, 3] RGB. Raises Refused with the name of the image that can't be decoded."""
+    if len(images) == 1:
+        return _decode(images[0], size)[None]
     batch = np.empty((len(images), size, size, 3), np.uint8)
-    for i, (name, data) in enumerate(images):
-        try:
-            batch[i] = decode(data, size)
-        except Refused as e:
-            raise Refused(f"{name}: {e}", "bad_image") from None
+    for i, image in enumerate(images):
+        batch[i] = _decode(image, size)
     return batch
+
+
+def _decode(image: Image, size: int) -> np.ndarray:
+    name, data = image
+    try:
+        return decode(data, size)
+    except Refused as e:
+        raise Refused(f"{name}: {e}", "bad_image") from None
 
 
 def top(scores: np.ndarray, labels: Sequence[str], k: int) -> list[dict[str, Any]]:
     """The k likeliest of each row of float32 [N, classes], best first; probabilities to 6 decimals."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return [{"top": [{"label": labels[i], "index": i, "probability": round(float(row[i]), 6)} for i in best]}
-            for row, best in zip(scores, order.tolist(), strict=True)]
+    return [{"top": [{"label": labels[i], "index": i, "probability": round(row[i], 6)}
+                     for i in nlargest(k, range(len(row)), row.__getitem__)]} for row in scores.tolist()]
 
 
 def _of_json(body: dict[str, Any]) -> list[Image]:

@@ -2,7 +2,8 @@
 
 import logging
 
-from flask import Flask, Response, jsonify, request
+import orjson
+from flask import Flask, Response, request
 from redis import RedisError
 from werkzeug.exceptions import HTTPException
 
@@ -34,27 +35,38 @@ def status_of(error: LannerError) -> int:
             return 500
 
 
-def answer(status: int, code: str, message: str) -> Response:
-    if request.path == "/v2" or request.path.startswith("/v2/"):
-        status = TRITON.get(status, status)
-        response = jsonify(error=message)
+def form(path: str, status: int, code: str, message: str) -> tuple[int, bytes, list[tuple[str, str]]]:
+    """Status, body and headers of an error's answer."""
+    if path == "/v2" or path.startswith("/v2/"):
+        status, told = TRITON.get(status, status), {"error": message}
     else:
-        response = jsonify(error={"code": code, "message": message})
-    response.status_code = status
-    if status == 503:
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return response
+        told = {"error": {"code": code, "message": message}}  # type: ignore[dict-item]
+    headers = [("Content-Type", "application/json"), *([("Retry-After", str(RETRY_AFTER_S))] if status == 503 else [])]
+    return status, orjson.dumps(told), headers
+
+
+def explain(error: Exception, method: str, path: str) -> tuple[int, str, str]:
+    """Status, code and message of any error; what a client can do nothing about is logged."""
+    match error:
+        case LannerError():
+            return status_of(error), error.code, str(error)
+        case RedisError():
+            log.warning("%s %s: Redis does not answer: %s", method, path, error)
+            return 503, "queue_unavailable", "the job queue does not answer now: send the same request again later"
+        case _:
+            log.error("%s %s", method, path, exc_info=error)
+            return 500, "internal", "the API failed at this request; its log says why"
+
+
+def answer(status: int, code: str, message: str) -> Response:
+    status, body, headers = form(request.path, status, code, message)
+    return Response(body, status, headers)
 
 
 def register(app: Flask) -> None:
-    @app.errorhandler(LannerError)
-    def known(error: LannerError) -> Response:
-        return answer(status_of(error), error.code, str(error))
-
-    @app.errorhandler(RedisError)
-    def no_redis(error: RedisError) -> Response:
-        log.warning("%s %s: Redis does not answer: %s", request.method, request.path, error)
-        return answer(503, "queue_unavailable", "the job queue does not answer now: send the same request again later")
+    @app.errorhandler(Exception)
+    def failed(error: Exception) -> Response:
+        return answer(*explain(error, request.method, request.path))
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
@@ -67,8 +79,3 @@ def register(app: Flask) -> None:
             if name != "Content-Type":
                 response.headers[name] = value
         return response
-
-    @app.errorhandler(Exception)
-    def unknown(error: Exception) -> Response:
-        log.exception("%s %s", request.method, request.path)
-        return answer(500, "internal", "the API failed at this request; its log says why")

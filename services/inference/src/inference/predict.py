@@ -1,29 +1,43 @@
 """POST /v1/models/<name>/predict, the hot path: decode, submit, encode. Loading and batching are elsewhere."""
 
-from flask import Blueprint, Response, jsonify, request
+from collections.abc import Sequence
 
-from inference.codec import decode_all, images_of_request, top
-from inference.context import api
+import orjson
+from flask import Blueprint, Response, request
+
+from inference.codec import Image, decode_all, images_of_request, top
+from inference.context import Api, api
 from inference.scores import PRODUCTION, model_called, scores
+from inference.statistics import Timing
 from shared.errors import Refused
 from shared.jobs import check_id
 
 bp = Blueprint("predict", __name__)
+RULE = "/v1/models/<name>/predict"
+TOP_K = 5
 
 
-@bp.post("/v1/models/<name>/predict")
+@bp.post(RULE)
 def predict(name: str) -> Response:
     context = api()
     check_id(name, "name")
-    k = _number("top_k") or 5
+    k = _number("top_k") or TOP_K
     images = images_of_request(context.intake, context.settings.request_limit_mib << 20)
     alias = check_id(request.args.get("alias", PRODUCTION), "alias")
     with context.statistics.request(model_called(name, alias)) as timing:
-        served, found = scores(context, timing, name, alias, _number("version"), request.args.get("variant"),
-                               lambda size: decode_all(images, size))
-        loaded = served.loaded
-        return jsonify(model=name, version=served.version, variant=loaded.variant, digest=loaded.digest,
-                       device=loaded.device, predictions=top(found, loaded.spec.labels, k))
+        version, variant = _number("version"), request.args.get("variant")
+        return Response(label(context, timing, name, images, alias, version, variant, k), mimetype="application/json")
+
+
+def label(context: Api, timing: Timing, name: str, images: Sequence[Image], alias: str = PRODUCTION,
+          version: int | None = None, variant: str | None = None, k: int = TOP_K) -> bytes:
+    """The answer as JSON. Raises as `scores` does, and Refused for an image that can't be decoded."""
+    served, found = scores(context, timing, name, alias, version, variant, lambda size: decode_all(images, size))
+    loaded = served.loaded
+    body = orjson.dumps({"model": name, "version": served.version, "variant": loaded.variant, "digest": loaded.digest,
+                         "device": loaded.device, "predictions": top(found, loaded.spec.labels, k)})
+    context.meters.encode.observe(timing.encoding_s())
+    return body
 
 
 def _number(name: str) -> int | None:

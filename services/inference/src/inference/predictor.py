@@ -1,15 +1,18 @@
-"""One loaded Variant and the one thread that runs it.
+"""One loaded Variant, and who runs it.
 
-While the device is idle a request runs at once; what piles up while it is busy runs together. Nothing ever waits for
-company: a delay would cost latency when idle, and when busy the batch grows by itself.
+While it is idle a request runs at once, in its own thread: no other one need wake up. What piles up meanwhile runs
+together, in the thread of the first that waits. Nothing ever waits for company: a delay would cost latency when idle,
+and when busy the batch grows by itself.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from heapq import heappop, heappush
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +21,17 @@ from shared.errors import Unavailable
 from shared.runtimes import Session
 
 MAX_BATCH = 64
-MAX_WAITING = 4096  # images; more would wait longer than their clients do
+MAX_WAITING = 4096  # images
+LAST = 1 << 63  # the priority of what has none
+SMOOTH = 0.1  # the weight of the latest run in the time that an image takes
 
 
 class Closed(Exception):
     """This Predictor takes no more images: its Variant was replaced. Ask for the present one."""
+
+
+class NotInTime(Exception):
+    """The deadline passed first."""
 
 
 @dataclass
@@ -33,106 +42,197 @@ class Run:
     counted: bool = False
 
 
-class Answer(Future[np.ndarray]):
-    """Scores to come, float32 [N, classes]; once there, how long they waited and what they ran in."""
+@dataclass(slots=True, eq=False)
+class Answer:
+    """Images that were asked about; once `done`, their scores, float32 [N, classes], how long they waited, and where.
 
-    waited_ns = 0
-    run: Run | None = None
+    turn: held until it is done, or until its thread shall run what waits (`leads`). None where nobody waits for it.
+    """
 
-
-@dataclass(frozen=True)
-class _Waiting:
     images: np.ndarray
-    answer: Answer = field(default_factory=Answer)
+    deadline: float = float("inf")
     since: float = field(default_factory=time.monotonic)
+    scores: np.ndarray | None = None
+    error: Exception | None = None
+    run: Run | None = None
+    waited_ns: int = 0
+    done: bool = False
+    leads: bool = False
+    gone: bool = False
+    turn: Any = None
 
 
 class Predictor:
-    """Safe to share among threads; the Session is touched by its own thread alone."""
+    """Safe to share among threads; one thread at a time touches the Session.
+
+    On a GPU that is always the same one: there runtimes set memory aside for each thread that they meet.
+    """
 
     def __init__(self, session: Session, meters: Meters, name: str):
+        self.name = name
         self._session, self._meters = session, meters
-        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._closed, self._count = False, 0
-        self._thread = threading.Thread(target=self._own, name=f"predictor {name}", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()  # guards the five below
+        self._waiting: list[tuple[int, int, Answer]] = []  # a heap: by priority, then as they came
+        self._busy = self._closed = False
+        self._count, self._image_s = 0, 0.0
+        self._numbers = itertools.count()
+        self.ended = threading.Event()  # the Session is closed
+        self._wake: SimpleQueue[None] | None = None
+        if session.device != "cpu":
+            self._wake = SimpleQueue()
+            threading.Thread(target=self._own, args=(self._wake,), name=f"predictor {name}", daemon=True).start()
 
-    def submit(self, images: np.ndarray) -> Answer:
-        """uint8 [N, size, size, 3] -> an Answer, a Future of float32 [N, classes]. A cancelled Future is not run.
+    def answer(self, images: np.ndarray, deadline: float = float("inf"), priority: int = LAST) -> Answer:
+        """uint8 [N, size, size, 3] -> the Answer, done. deadline: of time.monotonic(). priority: 1 runs first.
 
         Raises:
             Closed: `close` was called.
             Unavailable: more images wait than can be answered in time.
+            NotInTime: the deadline passed. What had not begun to run is not run.
+            Whatever the Session raises.
         """
-        waiting = _Waiting(images)
+        mine = Answer(images, deadline)
         with self._lock:
-            if self._closed:
-                raise Closed
-            if self._count + len(images) > MAX_WAITING:
-                raise Unavailable(f"{self._count} images wait already: send fewer at a time, or later", "busy")
-            self._count += len(images)
-            self._queue.put(waiting)
-        return waiting.answer
+            self._admit(mine)
+            idle, self._busy = not self._busy, True
+            alone = idle and self._wake is None
+            if not alone:
+                mine.turn = threading.Lock()
+                mine.turn.acquire()
+                heappush(self._waiting, (priority, next(self._numbers), mine))
+        if alone:
+            self._lead([mine])
+        elif idle and self._wake is not None:
+            self._wake.put(None)
+        while not mine.done:
+            self._wait(mine)
+        if mine.error is not None:
+            raise mine.error
+        if time.monotonic() > deadline:
+            raise NotInTime
+        return mine
+
+    @property
+    def images(self) -> int:
+        """That wait or run."""
+        return self._count
 
     def close(self, wait: bool = False) -> None:
         """Answer what was submitted, then close the Session; `wait` until that is done."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._queue.put(None)
+            first, self._closed = not self._closed, True
+            idle = first and not self._busy
+        if first and self._wake is not None:
+            self._wake.put(None)
+        elif idle:
+            self._end()
         if wait:
-            self._thread.join()
+            self.ended.wait()
 
-    def _own(self) -> None:
-        first: _Waiting | None = self._queue.get()
-        while first is not None:
-            batch, first, idle = self._collect(first)
-            self._run([w for w in batch if w.answer.set_running_or_notify_cancel()])
+    def _admit(self, mine: Answer) -> None:
+        if self._closed:
+            raise Closed
+        before, more = self._count, len(mine.images)
+        if mine.since > mine.deadline:
+            raise NotInTime
+        if before + more > MAX_WAITING or (before and before * self._image_s > mine.deadline - mine.since):
+            raise Unavailable(f"{before} images wait already: send fewer at a time, or later", "busy")
+        self._count += more
+
+    def _wait(self, mine: Answer) -> None:
+        """Until it is done, or until this thread has run what waited, this one too unless more urgent ones came."""
+        while not mine.turn.acquire(timeout=min(max(0.0, mine.deadline - time.monotonic()), threading.TIMEOUT_MAX)):
             with self._lock:
-                self._count -= sum(len(w.images) for w in batch)
-            if idle:
-                first = self._queue.get()
-        self._session.close()
+                if not (mine.done or mine.leads):
+                    mine.gone = True
+                    raise NotInTime
+        if mine.leads:
+            mine.leads = False
+            self._lead(self._collect())
+            if mine.gone:
+                raise NotInTime
 
-    def _collect(self, first: _Waiting) -> tuple[list[_Waiting], _Waiting | None, bool]:
-        """What waits now, up to MAX_BATCH images; then what comes next, unless (True) nothing waits."""
-        batch, count = [first], len(first.images)
-        while True:
-            try:
-                after = self._queue.get_nowait()
-            except Empty:
-                return batch, None, True
-            if after is None or count + len(after.images) > MAX_BATCH:
-                return batch, after, False
-            batch.append(after)
-            count += len(after.images)
+    def _lead(self, batch: Sequence[Answer]) -> None:
+        """Run this batch, then let the first that waits run the next one."""
+        try:
+            self._run(batch)
+        finally:
+            with self._lock:
+                self._drop()
+                self._busy = bool(self._waiting)
+                if self._busy:
+                    leader = self._waiting[0][2]
+                    leader.leads = True
+                    leader.turn.release()
+                over = self._closed and not self._busy
+            if over:
+                self._end()
 
-    def _run(self, batch: Sequence[_Waiting]) -> None:
+    def _own(self, wake: "SimpleQueue[None]") -> None:
+        """A GPU's thread: run what waits whenever it is woken."""
+        while not self._closed or self._waiting:
+            wake.get()
+            while batch := self._collect():
+                self._run(batch)
+        self._end()
+
+    def _collect(self) -> list[Answer]:
+        """What waits now, up to MAX_BATCH images, the urgent first; one request may have more. None: it is idle."""
+        batch, images = [], 0
+        with self._lock:
+            self._drop()
+            while self._waiting and (not batch or images + len(self._waiting[0][2].images) <= MAX_BATCH):
+                batch.append(heappop(self._waiting)[2])
+                images += len(batch[-1].images)
+                self._drop()
+            self._busy = bool(batch) or self._wake is None
+        return batch
+
+    def _drop(self) -> None:
+        """Take off the first ones that nobody waits for any more. The lock is held."""
+        while self._waiting:
+            first = self._waiting[0][2]
+            if not first.gone and (first.leads or first.deadline > time.monotonic()):
+                return
+            first.gone = True
+            self._count -= len(heappop(self._waiting)[2].images)
+
+    def _run(self, batch: Sequence[Answer]) -> None:
         if not batch:
             return
         began = time.monotonic()
-        for w in batch:
-            self._meters.queue.observe(began - w.since)
-        images = batch[0].images if len(batch) == 1 else np.concatenate([w.images for w in batch])
-        run = Run([])
+        count = sum(len(a.images) for a in batch)
+        run, scores, error = Run([]), None, None
         try:
-            parts = [self._timed(run, images[i:i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
-            scores = np.concatenate(parts)
+            images = batch[0].images if len(batch) == 1 else np.concatenate([a.images for a in batch])
+            if count <= MAX_BATCH:
+                scores = self._timed(run, images)
+            else:
+                scores = np.concatenate([self._timed(run, images[i:i + MAX_BATCH])
+                                         for i in range(0, count, MAX_BATCH)])
         except Exception as e:  # the boundary: whatever the runtime raises goes to those who wait for it
-            for w in batch:
-                w.answer.set_exception(e)
-            return
-        self._meters.compute.observe(time.monotonic() - began)
-        self._meters.batch.observe(len(images))
+            error = e
+        took = time.monotonic() - began
+        with self._lock:
+            self._count -= count
+            self._image_s += (took / count - self._image_s) * SMOOTH
+        self._meters.ran(count, took, [began - a.since for a in batch], error is None)
         start = 0
-        for w in batch:
-            w.answer.run, w.answer.waited_ns = run, int(1e9 * (began - w.since))
-            w.answer.set_result(scores[start:start + len(w.images)])
-            start += len(w.images)
+        for a in batch:
+            a.run, a.waited_ns, a.error = run, int(1e9 * (began - a.since)), error
+            if scores is not None:
+                a.scores = scores if len(batch) == 1 else scores[start:start + len(a.images)]
+                start += len(a.images)
+            a.done = True
+            if a.turn is not None:
+                a.turn.release()
 
     def _timed(self, run: Run, images: np.ndarray) -> np.ndarray:
         began = time.monotonic_ns()
         scores = self._session.run(images)
         run.pieces.append((len(images), time.monotonic_ns() - began))
         return scores
+
+    def _end(self) -> None:
+        self._session.close()
+        self.ended.set()

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as NotInTime
 
 import numpy as np
 
 from inference.context import Api
 from inference.loaded import Served
-from inference.predictor import Closed
+from inference.predictor import LAST, Closed, NotInTime
 from inference.statistics import Timing
 from shared.errors import Unavailable
 
@@ -22,10 +21,11 @@ def model_called(name: str, alias: str) -> str:
 
 
 def scores(context: Api, timing: Timing, name: str, alias: str, version: int | None, variant: str | None,
-           batch_of: Callable[[int], np.ndarray], patience_s: float = DEADLINE_S) -> tuple[Served, np.ndarray]:
+           batch_of: Callable[[int], np.ndarray], patience_s: float = DEADLINE_S,
+           priority: int = LAST) -> tuple[Served, np.ndarray]:
     """What answered, and float32 [N, classes]. batch_of(size): the request's images, uint8 [N, size, size, 3].
 
-    Raises, beside what `LoadedModels.resolve`, `Predictor.submit` and `batch_of` do:
+    Raises, beside what `LoadedModels.resolve`, `Predictor.answer` and `batch_of` do:
         Unavailable: no answer within `patience_s`.
     """
     deadline = time.monotonic() + patience_s
@@ -37,15 +37,14 @@ def scores(context: Api, timing: Timing, name: str, alias: str, version: int | N
         timing.input_ns = time.monotonic_ns() - began
         context.meters.decode.observe(timing.input_ns / 1e9)
         try:
-            answer = served.loaded.predictor.submit(batch)
-            found = answer.result(max(0.0, deadline - time.monotonic()))
+            answer = served.loaded.predictor.answer(batch, deadline, priority)
         except Closed:  # it was replaced between the two lines above: ask for the present one
             if time.monotonic() > deadline:
                 raise Unavailable(f"{name} is being replaced", "busy") from None
         except NotInTime:
-            answer.cancel()
             raise Unavailable(f"no answer within {patience_s:g} s: send fewer images, or later", "deadline") from None
         else:
             timing.computed(answer, len(batch))
-            context.meters.images.labels(name).inc(len(batch))
-            return served, found
+            context.meters.predicted(name, len(batch))
+            assert answer.scores is not None
+            return served, answer.scores

@@ -8,8 +8,6 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from inference.predictor import Answer
@@ -56,9 +54,15 @@ class Figures:
     output: Sum = field(default_factory=Sum)
     batches: dict[int, Batches] = field(default_factory=dict)
 
+    def of_size(self, size: int) -> Batches:
+        found = self.batches.get(size)
+        if found is None:
+            found = self.batches[size] = Batches()
+        return found
+
 
 class Timing:
-    """One request as it goes on: who works on it tells here what it found."""
+    """One request as it goes on: who works on it tells here what it found. It failed if an exception leaves it."""
 
     def __init__(self, statistics: "Statistics", model: str):
         self._statistics, self._model = statistics, model
@@ -68,12 +72,22 @@ class Timing:
         self.answer: Answer | None = None
         self.answered = 0
 
+    def __enter__(self) -> "Timing":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._statistics.end(self, failed=kind is not None)
+
     def found(self, version: int) -> None:
         """The version that answers; another one if it was replaced meanwhile. What does not exist is not counted."""
         self.figures = self._statistics.start((self._model, version), self.figures)
 
     def computed(self, answer: Answer, images: int) -> None:
         self.answer, self.images, self.answered = answer, images, time.monotonic_ns()
+
+    def encoding_s(self) -> float:
+        """Since `computed`."""
+        return (time.monotonic_ns() - self.answered) / 1e9
 
 
 class Statistics:
@@ -84,21 +98,16 @@ class Statistics:
         self._models: dict[Model, Figures] = {}
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT)  # (when it ended, how long it took), ns
 
-    @contextmanager
-    def request(self, model: str) -> Iterator[Timing]:
-        """Time a request, from here to its answer. It failed if this is left by an exception."""
-        timing = Timing(self, model)
-        try:
-            yield timing
-        except BaseException:
-            self._end(timing, failed=True)
-            raise
-        self._end(timing)
+    def request(self, model: str) -> Timing:
+        """To time a request, from here to its answer, in a `with` statement."""
+        return Timing(self, model)
 
     def start(self, model: Model, before: Figures | None = None) -> Figures:
         """Count a request as one that waits for this Model, and no longer for the one before."""
         with self._lock:
-            figures = self._models.setdefault(model, Figures())
+            figures = self._models.get(model)
+            if figures is None:
+                figures = self._models[model] = Figures()
             figures.pending += 1
             if before is not None:
                 before.pending -= 1
@@ -116,7 +125,7 @@ class Statistics:
             took = sorted(ns for at, ns in self._recent if at >= since)
         return took[math.ceil(0.99 * len(took)) - 1] / 1e6 if took else None
 
-    def _end(self, timing: Timing, failed: bool = False) -> None:
+    def end(self, timing: Timing, failed: bool) -> None:
         figures, answer, now = timing.figures, timing.answer, time.monotonic_ns()
         if figures is None:
             return
@@ -134,12 +143,12 @@ class Statistics:
             figures.input.add(timing.input_ns)
             figures.infer.add(sum(ns for _, ns in run.pieces))
             figures.output.add(output_ns)
-            first = figures.batches.setdefault(run.pieces[0][0], Batches())
+            first = figures.of_size(run.pieces[0][0])
             first.input.add(timing.input_ns, 0)
             first.output.add(output_ns, 0)
             for size, ns in run.pieces if not run.counted else ():
                 figures.executions += 1
-                batches = figures.batches.setdefault(size, Batches())
+                batches = figures.of_size(size)
                 batches.infer.add(ns)
                 batches.input.count += 1
                 batches.output.count += 1

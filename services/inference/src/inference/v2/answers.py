@@ -2,10 +2,10 @@
 
 import base64
 import binascii
-import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import orjson
 
 from inference.codec import MAX_IMAGES, decode_all
 from inference.v2.messages import INPUT, OUTPUT, InferRequest, Object, Output, Tensor
@@ -53,7 +53,7 @@ def respond(request: InferRequest, model: str, version: int, parameters: Object,
     outputs = [_output(output, scores, labels, blobs, write_region) for output in request.outputs]
     message = {**({"id": request.id} if request.id else {}), "model_name": model, "model_version": str(version),
                "parameters": parameters, "outputs": outputs}
-    head = json.dumps(message, separators=(",", ":")).encode()
+    head = orjson.dumps(message)
     return b"".join([head, *blobs]), len(head) if blobs else None
 
 

@@ -9,12 +9,15 @@ from flask import Response, request
 
 from inference.body import JSON_LIMIT, read
 from inference.context import Api, api
+from inference.predictor import LAST
 from inference.scores import DEADLINE_S, PRODUCTION, model_called, scores
+from inference.statistics import Timing
 from inference.v2.answers import respond, to_images
 from inference.v2.messages import InferRequest, parse, raw
 from shared.errors import NotFound, Refused
 from shared.jobs import check_id
 
+RULE, VERSION_RULE = "/v2/models/<model>/infer", "/v2/models/<model>/versions/<int:version>/infer"
 HEADER = "Inference-Header-Content-Length"
 JSON_IN_MEMORY = 12  # times the size of its text that a tensor of JSON takes at most while it is read
 LEVEL = 1  # of compression: answers are a few probabilities
@@ -25,15 +28,28 @@ def infer(model: str, version: int | None = None) -> Response:
     name, alias = place(model)
     body = read(context.intake, context.settings.request_limit_mib << 20, inflate=True)
     with context.statistics.request(model_called(name, alias)) as timing:
-        asked = _parse(context, model, body)
-        patience_s = min(DEADLINE_S, asked.timeout_us / 1e6) if asked.timeout_us else DEADLINE_S
-        with known(model, version):
-            served, found = scores(context, timing, name, alias, version, asked.variant,
-                                   lambda size: to_images(model, asked.tensor, size), patience_s)
-        loaded = served.loaded
-        content, json_size = respond(asked, model, served.version, {"variant": loaded.variant}, found,
-                                     loaded.spec.labels, context.regions.write)
-        return _response(content, json_size)
+        return _response(*ask(context, timing, model, version, body, request.headers.get(HEADER)))
+
+
+def ask(context: Api, timing: Timing, model: str, version: int | None, body: bytes,
+        header: str | None) -> tuple[bytes, int | None]:
+    """An infer request's answer, and how much of it is JSON if bytes of outputs follow.
+
+    header: Inference-Header-Content-Length as it came. Raises as `parse`, `scores`, `to_images` and `respond`.
+    """
+    name, alias = place(model)
+    asked = _parse(context, model, body, header)
+    patience_s = min(DEADLINE_S, asked.timeout_us / 1e6) if asked.timeout_us else DEADLINE_S
+    try:
+        served, found = scores(context, timing, name, alias, version, asked.variant,
+                               lambda size: to_images(model, asked.tensor, size), patience_s, asked.priority or LAST)
+    except NotFound as e:
+        raise unknown(model, version, e) from None
+    loaded = served.loaded
+    answer = respond(asked, model, served.version, {"variant": loaded.variant}, found, loaded.spec.labels,
+                     context.regions.write)
+    context.meters.encode.observe(timing.encoding_s())
+    return answer
 
 
 def place(model: str) -> tuple[str, str]:
@@ -44,24 +60,29 @@ def place(model: str) -> tuple[str, str]:
 
 @contextmanager
 def known(model: str, version: int | None = None) -> Iterator[None]:
-    """What is not found is told in Triton's sentence, which clients look for."""
+    """What is not found is told as by `unknown`."""
     try:
         yield
     except NotFound as e:
-        asked = f"'{model}'" if version is None else f"'{model}' version {version}"
-        raise NotFound(f"Request for unknown model: {asked} is not found: {e}", e.code) from None
+        raise unknown(model, version, e) from None
 
 
-def _parse(context: Api, model: str, body: bytes) -> InferRequest:
-    text = request.headers.get(HEADER)
+def unknown(model: str, version: int | None, error: NotFound) -> NotFound:
+    """The error in Triton's sentence, which clients look for."""
+    asked = f"'{model}'" if version is None else f"'{model}' version {version}"
+    return NotFound(f"Request for unknown model: {asked} is not found: {error}", error.code)
+
+
+def _parse(context: Api, model: str, body: bytes, text: str | None) -> InferRequest:
     if text is not None and not (text.isascii() and text.removeprefix("-").isdigit()):
         raise Refused(f"Unable to parse {HEADER}, got: {text}", "malformed")
     header = None if text is None else int(text[:20])
     if header == 0 and body:
         return raw(body)
     size = len(body) if header is None else min(header, len(body))
-    needed = min(JSON_IN_MEMORY * size, context.intake.memory) if size > JSON_LIMIT else 0
-    with context.intake.hold(needed):
+    if size <= JSON_LIMIT:
+        return parse(model, body, header, context.regions.read)
+    with context.intake.hold(min(JSON_IN_MEMORY * size, context.intake.memory)):
         return parse(model, body, header, context.regions.read)
 
 

@@ -1,11 +1,11 @@
 """An infer request as it came: the JSON part, then the bytes of the inputs that say so."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from inference.v2.tensors import DATATYPES, from_binary, from_json
 from shared.errors import Refused
@@ -49,6 +49,7 @@ class InferRequest:
     id: str = ""
     variant: str | None = None
     timeout_us: int = 0
+    priority: int = 0
 
 
 def parse(model: str, body: bytes, header: int | None, read_region: ReadRegion) -> InferRequest:
@@ -60,8 +61,8 @@ def parse(model: str, body: bytes, header: int | None, read_region: ReadRegion) 
     if not 0 <= json_size <= len(body):
         raise Refused(f"inference header size should be in range (0, {len(body)}), got: {header}", "malformed")
     try:
-        message = json.loads(body[:json_size])
-    except (ValueError, RecursionError) as e:
+        message = orjson.loads(memoryview(body)[:json_size])
+    except ValueError as e:
         raise Refused(f"failed to parse the request JSON buffer: {e}", "malformed") from None
     if not isinstance(message, dict):
         raise Refused("failed to parse the request JSON buffer: it is no object", "malformed")
@@ -75,7 +76,7 @@ def parse(model: str, body: bytes, header: int | None, read_region: ReadRegion) 
     return InferRequest(_input(model, field(message, "inputs", list), memoryview(body)[json_size:], read_region),
                         tuple(_output(model, item) for item in outputs) or (Output(binary),),
                         field(message, "id", str, ""), field(parameters, "variant", str, None),
-                        count(parameters, "timeout"))
+                        count(parameters, "timeout"), count(parameters, "priority"))
 
 
 def raw(body: bytes) -> InferRequest:

@@ -11,7 +11,7 @@ from inference.loaded import Found
 from inference.scores import model_called
 from inference.statistics import Figures
 from inference.v2 import repository
-from inference.v2.infer import infer, known, place
+from inference.v2.infer import RULE, VERSION_RULE, infer, known, place
 from inference.v2.messages import Object, count, field
 from inference.v2.metadata import config, metadata
 from inference.v2.shared_memory import Region
@@ -24,8 +24,8 @@ EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "mo
               "statistics")
 
 bp = Blueprint("v2", __name__, url_prefix="/v2")
-bp.post("/models/<model>/infer")(infer)
-bp.post("/models/<model>/versions/<int:version>/infer")(infer)
+bp.post(RULE.removeprefix("/v2"))(infer)
+bp.post(VERSION_RULE.removeprefix("/v2"))(infer)
 
 
 @bp.get("")

@@ -1,0 +1,85 @@
+"""Most requests, before Flask sees them: one raw image to /v1, a tensor to /v2. What is odd in any way is Flask's.
+
+Both go through the same functions and get the same answers. What is saved is Flask's own work on a request, which takes
+several times as long as a small model.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask
+
+from inference import errors, predict
+from inference.body import read_declared
+from inference.context import Api
+from inference.scores import PRODUCTION, model_called
+from inference.v2 import infer
+
+NAME = "[a-z0-9][a-z0-9_-]{0,62}"
+PREDICT = re.compile(f"/v1/models/({NAME})/predict")
+INFER = re.compile(f"/v2/models/({NAME}(?:@{NAME})?)(?:/versions/([0-9]{{1,9}}))?/infer")
+IMAGE = re.compile(r"image/[a-z0-9.+-]+|application/octet-stream")
+LENGTH = re.compile("[1-9][0-9]{0,11}")
+UNUSUAL = frozenset(("HTTP_CONTENT_ENCODING", "HTTP_TRANSFER_ENCODING", "HTTP_SEC_FETCH_SITE"))
+STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+JSON, BINARY = "application/json", "application/octet-stream"
+Headers = list[tuple[str, str]]
+Start = Callable[[str, Headers], Any]
+
+
+class FastPath:
+    """A WSGI application around that of Flask."""
+
+    def __init__(self, app: Flask, headers: Mapping[str, str]):
+        """headers: of every answer."""
+        self._flask, self._extensions = app.wsgi_app, app.extensions
+        self._headers = list(headers.items())
+
+    @property
+    def _api(self) -> Api:
+        api: Api = self._extensions["lanner"]
+        return api
+
+    def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        size = self._size(environ)
+        if size and (found := PREDICT.fullmatch(path)) and _is_one_image(environ):
+            rule, work = predict.RULE, partial(self._predict, found[1])
+        elif size and (found := INFER.fullmatch(path)) and environ.get("HTTP_ACCEPT_ENCODING") in (None, "identity"):
+            version = int(found[2]) if found[2] else None
+            rule = infer.RULE if version is None else infer.VERSION_RULE
+            work = partial(self._infer, found[1], version, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"))
+        else:
+            return self._flask(environ, start)
+        try:
+            status, body, headers = 200, *work(read_declared(self._api.intake, environ["wsgi.input"], size))
+        except Exception as e:  # as Flask: whatever happens is an answer
+            status, body, headers = errors.form(path, *errors.explain(e, "POST", path))
+        self._api.meters.answered("POST", rule, status)
+        start(STATUS[status], [*headers, ("Content-Length", str(len(body))), *self._headers])
+        return [body]
+
+    def _size(self, environ: dict[str, Any]) -> int:
+        """Bytes of the body of a POST without anything that Flask must look at; else 0."""
+        length = environ.get("CONTENT_LENGTH", "")
+        if environ["REQUEST_METHOD"] != "POST" or not LENGTH.fullmatch(length) or not UNUSUAL.isdisjoint(environ):
+            return 0
+        return size if (size := int(length)) <= self._api.settings.request_limit_mib << 20 else 0
+
+    def _predict(self, name: str, body: bytes) -> tuple[bytes, Headers]:
+        with self._api.statistics.request(model_called(name, PRODUCTION)) as timing:
+            return predict.label(self._api, timing, name, [("the image", body)]), [("Content-Type", JSON)]
+
+    def _infer(self, model: str, version: int | None, header: str | None, body: bytes) -> tuple[bytes, Headers]:
+        with self._api.statistics.request(model_called(*infer.place(model))) as timing:
+            answer, json_size = infer.ask(self._api, timing, model, version, body, header)
+        if json_size is None:
+            return answer, [("Content-Type", JSON)]
+        return answer, [("Content-Type", BINARY), (infer.HEADER, str(json_size))]
+
+
+def _is_one_image(environ: dict[str, Any]) -> bool:
+    return not environ.get("QUERY_STRING") and IMAGE.fullmatch(environ.get("CONTENT_TYPE", "")) is not None
