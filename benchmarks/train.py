@@ -69,8 +69,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0, help="0: as the recipe says")
     parser.add_argument("--batch", type=int, default=0, help="0: as the recipe says")
     parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
-    parser.add_argument("--cache", type=Path, help="folder of compiled programs, kept from run to run")
-    parser.add_argument("--cache-kinds", default="programs,choices,kernels", help="which of its parts")
     parser.add_argument("--anchor", type=Path, help="airbench94_muon.py")
     parser.add_argument("--anchor-python", default="python3")
     parser.add_argument("--ours-only", action="store_true")
@@ -92,9 +90,6 @@ def main() -> None:
     print(f"{len(train[0])} training images, {len(held[0])} {'test' if args.test else 'validation'} images, "
           f"read in {time.monotonic() - began:.1f} s", flush=True)
     anchor = None if args.ours_only else Anchor(args, train, held)
-    from training import compiled
-    kinds = args.cache_kinds.split(",") if args.cache else []
-    compiled.keep(args.cache or args.arrays / "compiled", kinds, [compiled.ONE_BY_ONE])
     from train_ours import Ours
     ours = Ours(args, train, held, labels)
     result |= ours.about

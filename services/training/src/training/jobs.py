@@ -6,10 +6,7 @@ from shared.attempt import Attempt, attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.jobs import TrainJob
-from training import compiled
 from training.recipes import resolve
-
-COMPILED = ".compiled"  # under the root: what XLA has compiled, for the next training
 
 
 def run(job_id: str) -> dict[str, Any]:
@@ -24,8 +21,6 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
             a training that diverged.
         Stopped, Cancelled: asked to, with a checkpoint in ctx.work.
     """
-    if ctx.settings.device == "gpu":
-        compiled.keep(ctx.root / COMPILED, flags=[compiled.ONE_BY_ONE] if job.recipe == "speedrun" else [])
     # Imported here, under the run lock: TensorFlow takes seconds, on a cold disk more than the keeper waits for an
     # attempt to begin; and a worker that has touched it can't fork.
     from training import augmentation, device, fitting, publishing
