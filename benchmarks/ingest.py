@@ -39,11 +39,11 @@ from redis import Redis
 from preprocessing.decode import decode_all
 from preprocessing.jobs import collect_seldom, prepare
 from preprocessing.layouts import read_layout
-from preprocessing.tree import scan
 from shared.attempt import Attempt
 from shared.jobs import PreprocessJob, new_id
 from shared.ledger import Ledger
 from shared.settings import load
+from shared.tree import scan
 
 # name: images, width, height, JPEG quality, size, goal of decode + hash + write, goal with everything published
 CASES: dict[str, tuple[int, int, int, int, int, float, float]] = {

@@ -122,8 +122,9 @@ def test_a_predict_job_is_accepted_for_a_name_and_a_source_that_exist(client: Fl
     assert answer.status_code == 202
     assert answer.json["job"]["predictions_id"].startswith("r-")
     assert waiting(redis)["optimization"] == [answer.json["id"]]
-    missing = client.post("/v1/jobs", json={"kind": "predict", "name": "colors", "source": "dataset:d-none"})
-    assert (missing.status_code, missing.json["error"]["code"]) == (404, "not_found")
+    for source in ("dataset:d-none", "upload:u-none"):
+        missing = client.post("/v1/jobs", json={"kind": "predict", "name": "colors", "source": source})
+        assert (missing.status_code, missing.json["error"]["code"]) == (404, "not_found")
     assert [job["id"] for job in client.get("/v1/jobs?kind=predict").json["jobs"]] == [answer.json["id"]]
 
 

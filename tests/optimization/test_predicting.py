@@ -1,15 +1,18 @@
 """PredictJob from end to end: every image answered, in order, once; parts survive; the choice stands."""
 
 import shutil
+import zipfile
+from io import BytesIO
 
 import keras
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from optimization import predicting
 from optimization.jobs import optimize, predict
-from shared.artifacts import open_artifact, promote
+from shared.artifacts import open_artifact, promote, write_json
 from shared.attempt import Cancelled
 from shared.datasets import Dataset
 from shared.errors import NotFound, Refused
@@ -119,3 +122,57 @@ def test_a_dataset_of_another_size_is_refused_with_the_remedy(root, begin):
     job = PredictJob("r-4", "sides", "dataset:d-1")
     with pytest.raises(Refused, match="64 pixels a side, the model takes 32: prepare the same images"):
         predict(job, begin(root, job, "j-4"))
+
+
+def upload(root, name, members, as_zip=True):
+    """An archive as the API keeps it."""
+    path = root / "raw" / name / "data"
+    path.parent.mkdir(parents=True)
+    if as_zip:
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, data in members.items():
+                archive.writestr(member, data)
+    else:
+        path.write_bytes(members)
+    write_json(path.with_name("upload.json"), {"size": path.stat().st_size})
+
+
+def png(image):
+    out = BytesIO()
+    Image.fromarray(image).save(out, "png")
+    return out.getvalue()
+
+
+def test_an_uploaded_archive_is_answered_file_by_file_and_what_is_no_image_says_so(root, begin):
+    images = Dataset(root, "d-1").images("test")[:5]
+    members = {f"a/{i}.png": png(image) for i, image in enumerate(images)}
+    upload(root, "u-1", {**members, "b/broken.jpg": b"\xff\xd8\xff no jpeg", "notes.txt": b"hello", ".DS_Store": b"x"})
+    job = PredictJob("r-5", "sides", "upload:u-1", embedding=True)
+    summary = predict(job, begin(root, job, "j-5"))
+    rows = {row["id"]: row for row in rows_of(root, "r-5")}
+    assert list(rows) == [*members, "b/broken.jpg", "notes.txt"]
+    assert (summary["images"], summary["failed"], summary["accuracy"]) == (7, 2, None)
+    session, _ = open_session(root, "m-1", "onnx-fp32")
+    got = [rows[name]["probabilities"] for name in members]
+    np.testing.assert_allclose(got, session.run(np.ascontiguousarray(images)), atol=1e-6)
+    assert all(len(rows[name]["embedding"]) == 8 * 8 * 16 and rows[name]["error"] is None for name in members)
+    for name in ("b/broken.jpg", "notes.txt"):
+        assert "expected a whole JPEG, PNG or WebP file" in rows[name]["error"]
+        assert rows[name]["predicted"] is rows[name]["probabilities"] is rows[name]["embedding"] is None
+
+
+def test_an_archive_of_no_image_at_all_is_a_table_of_errors(root, begin):
+    upload(root, "u-2", {"notes.txt": b"hello"})
+    job = PredictJob("r-6", "sides", "upload:u-2")
+    assert predict(job, begin(root, job, "j-6"))["failed"] == 1
+    assert [row["predicted"] for row in rows_of(root, "r-6")] == [None]
+
+
+@pytest.mark.parametrize(("members", "as_zip", "says"), [
+    ({}, True, "holds no files"), (b"neither zip nor tar", False, "expected a zip, or a tar")])
+def test_an_upload_that_is_no_archive_of_files_is_refused(root, begin, members, as_zip, says):
+    upload(root, "u-3", members, as_zip)
+    job = PredictJob("r-7", "sides", "upload:u-3")
+    with pytest.raises(Refused, match=says):
+        predict(job, begin(root, job, "j-7"))
+    assert not (root / "predictions").exists()

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing import archives
-from preprocessing.archives import open_archive
-from preprocessing.tree import Tree, read
+from shared import archives
+from shared.archives import open_archive
 from shared.attempt import Attempt, Cancelled
 from shared.errors import Refused
+from shared.tree import Tree, read
 
 
 def contents(tree: Tree) -> dict[str, bytes]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from preprocessing.layouts import Layout, read_layout
-from preprocessing.tree import Member, Tree, scan
 from shared.errors import Refused
+from shared.tree import Member, Tree, scan
 
 
 def layout_of(*paths: str) -> Layout:

@@ -18,13 +18,13 @@ from PIL import Image
 from preprocessing.decode import decode_all
 from preprocessing.jobs import prepare
 from preprocessing.layouts import read_layout
-from preprocessing.tree import scan
 from shared.artifacts import open_artifact
 from shared.attempt import Attempt, Cancelled
 from shared.datasets import SPLITS, Dataset
 from shared.errors import Refused
 from shared.images import decode
 from shared.jobs import PreprocessJob, new_id
+from shared.tree import scan
 
 Prepare = Callable[..., tuple[Dataset, dict[str, Any]]]
 

@@ -14,10 +14,10 @@ import pytest
 
 from preprocessing.download import download
 from preprocessing.sources import locate
-from preprocessing.tree import scan
 from shared.attempt import Attempt, Cancelled
 from shared.errors import Refused
 from shared.jobs import PreprocessJob, new_id
+from shared.tree import scan
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several blocks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

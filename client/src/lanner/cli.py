@@ -54,9 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="label images")
     predict.add_argument("name")
     predict.add_argument("image", nargs="+", type=Path)
-    batch = commands.add_parser("batch", help="label every image of a dataset, into a Parquet file")
+    batch = commands.add_parser("batch", help="label every image of a folder, archive or dataset, into a Parquet file")
     batch.add_argument("name")
-    batch.add_argument("source", help="dataset:ID or dataset:ID/test")
+    batch.add_argument("source", help="a folder, zip or tar, or upload:ID, dataset:ID, dataset:ID/test")
     batch.add_argument("--out", type=Path, default=Path("predictions.parquet"))
     batch.add_argument("--alias", default="production")
     batch.add_argument("--version", type=int, default=0)
@@ -93,7 +93,10 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
             answer = client.predict(args.name, args.image)
             console.print(tables.predictions(answer, [str(i) for i in args.image]))
         case "batch":
-            job = client.submit_predict(args.name, args.source, alias=args.alias, version=args.version,
+            source = args.source
+            if not source.startswith(("upload:", "dataset:")):
+                source = pipeline.send(client, Path(source), console)
+            job = client.submit_predict(args.name, source, alias=args.alias, version=args.version,
                                         variant=args.variant, embedding=args.embedding)
             done = watch(client, {"predict": job["id"]}, console)["predict"]["result"]
             size = client.download_predictions(done["predictions_id"], args.out)

@@ -77,7 +77,7 @@ class Client:
 
     def submit_predict(self, name: str, source: str, *, alias: str = "production", version: int = 0, variant: str = "",
                        embedding: bool = False) -> Json:
-        """Have every image of a source labelled. source: `dataset:<id>` or `dataset:<id>/<split>`.
+        """Have every image of a source labelled. source: `upload:<id>`, `dataset:<id>` or `dataset:<id>/<split>`.
 
         Returns the job's view; its end makes Predictions, whose id is in `job.predictions_id`.
         """

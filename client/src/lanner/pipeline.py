@@ -19,10 +19,14 @@ def submit(client: Client, source: str, console: Console, *, name: str = "", pre
     Returns {name, pipeline, dataset_id, model_id, jobs: {preprocess, train, optimize}}.
     """
     if source != "cifar10" and not source.startswith(WORDS):
-        path = Path(source)
-        name = name or name_of(path)
-        with upload_bar(console, path.name) as progress:
-            upload = client.upload(path, progress)
-        console.print(f"uploaded {path} ({upload['size'] / 1e6:.1f} MB) as {upload['id']}", soft_wrap=True)
-        source = upload["source"]
+        name = name or name_of(Path(source))
+        source = send(client, Path(source), console)
     return client.submit_pipeline(source, name=name, preprocess=preprocess, train=train, optimize=optimize)
+
+
+def send(client: Client, path: Path, console: Console) -> str:
+    """Upload a folder, zip or tar with a bar; returns its source word."""
+    with upload_bar(console, path.name) as progress:
+        upload = client.upload(path, progress)
+    console.print(f"uploaded {path} ({upload['size'] / 1e6:.1f} MB) as {upload['id']}", soft_wrap=True)
+    return str(upload["source"])

@@ -83,7 +83,7 @@ class OptimizeJob:
 class PredictJob:
     """A Variant's answers for every image of a source -> Predictions.
 
-    `source` is `dataset:<id>` or `dataset:<id>/<split>`. The Variant is the one that `alias` of the Name
+    `source` is `upload:<id>`, `dataset:<id>` or `dataset:<id>/<split>`. The Variant is the one that `alias` of the Name
     points at when the job begins, or that of `version`, or `variant` by its own name.
     """
 
@@ -220,10 +220,10 @@ def _check(job: Job) -> None:
                 raise Refused(f"variant is {job.variant!r}: expected one of {', '.join(VARIANTS)}", "bad_job")
             word, _, rest = job.source.partition(":")
             dataset, slash, split = rest.partition("/")
-            if word != "dataset" or not rest or (slash and split not in SPLITS):
-                raise Refused(f"source {job.source!r} is unknown: expected dataset:<id>, or dataset:<id>/<split> with "
-                              f"one of {', '.join(SPLITS)}", "bad_job")
-            check_id(dataset, "dataset id")
+            if word not in ("upload", "dataset") or not rest or (slash and (word == "upload" or split not in SPLITS)):
+                raise Refused(f"source {job.source!r} is unknown: expected upload:<id>, dataset:<id>, or "
+                              f"dataset:<id>/<split> with one of {', '.join(SPLITS)}", "bad_job")
+            check_id(dataset, f"{word} id")
 
 
 def payload(job: Job) -> dict[str, Any]:

@@ -109,11 +109,13 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") 
 
 
 def _check_predict(root: Path, fields: dict[str, Any]) -> None:
-    """Raise NotFound when the Name or the Dataset does not exist."""
+    """Raise NotFound when the Name, the upload or the Dataset does not exist."""
     if not versions(root, fields.get("name", "")):
         raise NotFound(f"model {fields['name']} does not exist: GET /v1/models lists those that do")
     word, _, rest = str(fields.get("source", "")).partition(":")
-    if word == "dataset":
+    if word == "upload":
+        find_upload(root, rest)
+    elif word == "dataset":
         open_artifact(root, f"datasets/{check_id(rest.partition('/')[0], 'dataset id')}", hashes=False)
 
 

@@ -1,16 +1,21 @@
-"""Where a PredictJob's images come from: a Dataset, whose pixels stand ready."""
+"""Where a PredictJob's images come from: a Dataset, whose pixels stand ready, or an archive, which is decoded."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from shared.archives import open_archive, uploaded
 from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
+from shared.images import decode
 from shared.jobs import SPLITS
+from shared.settings import threads
+from shared.tree import Member, Tree, is_clutter, read
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,17 @@ def open_source(source: str, size: int, ctx: Attempt) -> Iterator[Source]:
 
     Raises:
         NotFound: it does not exist.
-        Refused: it has no images, or those of a Dataset have another size than the model's.
+        Refused: it has no images, or those of a Dataset have another size than the model's; an upload is missing or no
+            archive.
     """
     word, _, rest = source.partition(":")
     match word:
         case "dataset":
             dataset, _, split = rest.partition("/")
             yield DatasetSource(Dataset(ctx.root, dataset), [split] if split else list(SPLITS), size)
+        case "upload":
+            with open_archive(uploaded(ctx.root, rest), ctx) as tree:
+                yield ArchiveSource(tree, size, threads(ctx.settings))
         case other:
             raise ValueError(f"source {other!r} is unknown")
 
@@ -76,3 +85,30 @@ class DatasetSource:
                 labels += [self._labels[code] for code in codes[low:high]]
                 images.append(pixels[low:high])
         return Part(ids, labels, np.concatenate(images), [None] * len(ids))
+
+
+class ArchiveSource:
+    """Every file of an archive in order of path, which is an image's id. One that is no image has an error."""
+
+    def __init__(self, tree: Tree, size: int, threads: int):
+        self._tree, self._size, self._threads = tree, size, threads
+        self._members = [m for m in tree.members if not is_clutter(m.path)]
+        self.count = len(self._members)
+        if not self.count:
+            raise Refused("the archive holds no files: expected images, in folders or not", "no_images")
+
+    def part(self, start: int, end: int) -> Part:
+        members = self._members[start:end]
+        with ThreadPoolExecutor(self._threads) as pool:  # decoders let go of Python's lock
+            found = list(pool.map(self._decoded, members))
+        images = [image for image in found if isinstance(image, np.ndarray)]
+        pixels = np.stack(images) if images else np.empty((0, self._size, self._size, 3), np.uint8)
+        errors = [None if isinstance(image, np.ndarray) else image for image in found]
+        return Part([m.path for m in members], [None] * len(members), pixels, errors)
+
+    def _decoded(self, member: Member) -> np.ndarray | str:
+        """Pixels, or why there are none."""
+        try:
+            return decode(read(self._tree.kind, self._tree.folder, self._tree.fd, member), self._size)
+        except Refused as e:
+            return str(e)

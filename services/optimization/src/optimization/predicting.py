@@ -26,8 +26,9 @@ from shared.runtimes import Session, open_session, run_in_chunks
 from shared.runtimes.plan import Unfit
 from shared.settings import threads
 
-PART = 4096  # images; what is lost at most when the job is killed
-CHUNK = {"onnx": 64, "litert": 64, "tensorrt": PART}  # images a call: CPUs are fastest in their caches
+PART = 4096  # images at most: what is lost when the job is killed
+PART_BYTES = 128 << 20  # of their pixels
+CHUNK = {"onnx": 64, "litert": 64, "tensorrt": 4096}  # images a call: CPUs are fastest in their caches
 Embed = Callable[[np.ndarray], np.ndarray]
 FILE = "predictions.parquet"
 
@@ -35,14 +36,15 @@ FILE = "predictions.parquet"
 def predict_all(job: PredictJob, ctx: Attempt) -> dict[str, Any]:
     """The whole job; publishes predictions/<id> and returns its summary.
 
-    predictions.parquet: id (<split>/<number>), label (its class),
+    predictions.parquet: id (path in the archive, or <split>/<number>), label (its class, if the source is a dataset),
     predicted, confidence, probabilities (in the order of the manifest's labels), embedding if asked for, and error:
     why an image has none of these.
 
     Raises:
         NotFound: no such Name, alias, version, Variant or dataset.
         Damaged: the Variant or the dataset is not what was published.
-        Refused: the source has no images or those of another size; the Variant can't run here, or has no embedding.
+        Refused: the source has no images, is no archive, or has images of another size; the Variant can't run here,
+            or has no embedding.
     """
     use_cpu(threads(ctx.settings))
     chosen = _chosen(job, ctx)
@@ -116,11 +118,12 @@ def _embedding(root: Path, manifest: Manifest) -> Embed:
 
 def _run_parts(source: Source, session: Session, manifest: Manifest, embed: Embed | None, ctx: Attempt) -> list[Path]:
     labels, chunk = manifest["spec"]["labels"], CHUNK[manifest["format"]]
+    size = max(64, min(PART, PART_BYTES // (3 * manifest["spec"]["size"] ** 2)))
     parts, began, done = [], time.monotonic(), 0
-    for number, start in enumerate(range(0, source.count, PART)):
+    for number, start in enumerate(range(0, source.count, size)):
         path = ctx.work / f"part-{number:06}.parquet"
         parts.append(path)
-        end = min(start + PART, source.count)
+        end = min(start + size, source.count)
         if not path.exists():
             ctx.check()
             if number:

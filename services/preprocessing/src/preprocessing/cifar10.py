@@ -16,10 +16,10 @@ from preprocessing.quality import to_host
 from preprocessing.resample import resample
 from preprocessing.rows import Rows, pwrite, rank_key
 from preprocessing.table import TEST, TRAIN
-from preprocessing.tree import Member, Tree, read
 from shared import faults
 from shared.attempt import Attempt
 from shared.errors import Refused
+from shared.tree import Member, Tree, read
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE

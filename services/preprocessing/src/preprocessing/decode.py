@@ -14,11 +14,11 @@ import numpy as np
 from preprocessing.decoder import Answers, Plan, work_through
 from preprocessing.layouts import Layout
 from preprocessing.rows import Rows
-from preprocessing.tree import Tree
 from shared import faults
 from shared.attempt import Attempt
 from shared.errors import Refused
 from shared.settings import threads
+from shared.tree import Tree
 
 BATCH_BYTES = 4 << 20  # of pixels that a process holds before it writes them
 ORDERS = 4096  # at most, so that all fit into a pipe at once: 8 bytes each, and a pipe holds 64 KiB

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from preprocessing.rows import Rows, pwrite, rank_key
-from preprocessing.tree import BAD_ARCHIVE, Member, Tree, read
 from shared.errors import Refused
 from shared.images import decode_sized
 from shared.processes import die_with_parent
+from shared.tree import BAD_ARCHIVE, Member, Tree, read
 
 WHY_CHARACTERS = 200
 ORDER_BYTES = 8

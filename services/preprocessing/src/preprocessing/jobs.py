@@ -12,16 +12,16 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from preprocessing import cifar10, device, quality, sources, table, write
-from preprocessing.archives import open_archive
 from preprocessing.decode import decode_all
 from preprocessing.inspection import inspect
 from preprocessing.layouts import pick_size, read_layout
 from preprocessing.rows import Rows
-from preprocessing.tree import Tree, scan
+from shared.archives import open_archive
 from shared.artifacts import publish, sha256, stage
 from shared.attempt import Attempt, attempt
 from shared.datasets import SPLITS, Spec
 from shared.jobs import PreprocessJob
+from shared.tree import Tree, scan
 
 
 def run(job_id: str) -> dict[str, Any]:

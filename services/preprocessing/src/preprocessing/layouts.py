@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
 
-from preprocessing.tree import Member, Tree, read
 from shared.errors import Refused
 from shared.images import measure
+from shared.tree import Member, Tree, is_clutter, read
 
 EXPECTED = ("expected one folder a class with its images, if wanted below train/, validation/ and test/, "
             "or a CSV manifest with the columns path,label[,split]")
@@ -36,18 +36,13 @@ def read_layout(tree: Tree) -> Layout:
     Raises:
         Refused: (bad_dataset) with what was found and what is expected.
     """
-    files = [m for m in tree.members if not _is_clutter(m.path)]
+    files = [m for m in tree.members if not is_clutter(m.path)]
     if not files:
         raise Refused(f"the source holds no files: {EXPECTED}", "bad_dataset")
     skip = len(_wrapper(files))
     manifest = _manifest([m for m in files if m.path.find("/", skip) < 0 and _is_csv(m.path)])
     images = _from_csv(tree, manifest, files, skip) if manifest else None
     return _layout(*(images if images is not None else _from_folders(files, skip)))
-
-
-def _is_clutter(path: str) -> bool:
-    rooted = f"/{path}"
-    return "/." in rooted or "/__MACOSX/" in rooted or rooted.endswith(("/Thumbs.db", "/desktop.ini"))
 
 
 def _is_csv(path: str) -> bool:

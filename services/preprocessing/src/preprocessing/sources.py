@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from preprocessing.download import UNAVAILABLE, download
-from preprocessing.tree import UNREADABLE
-from shared.artifacts import read_json
+from shared.archives import uploaded
 from shared.attempt import Attempt
-from shared.errors import NotFound, Refused
+from shared.errors import Refused
 from shared.jobs import check_id
+from shared.tree import UNREADABLE
 
 # The official page, https://www.cs.toronto.edu/~kriz/cifar.html, gives its MD5, c32a1d4ab5d03f1284b67883e8d87530. The
 # SHA-256 of the file with that MD5 is pinned alike by gomlx/gomlx (examples/cifar/cifar.go) and by
@@ -29,25 +29,11 @@ def locate(source: str, ctx: Attempt) -> Path:
             return download(ctx.settings.cifar10_url, ctx.root / "raw" / "cifar10" / "cifar-10-binary.tar.gz",
                             CIFAR10_SHA256, REMEDY, ctx)
         case "upload":
-            return _upload(ctx, check_id(rest, "upload id"))
+            return uploaded(ctx.root, check_id(rest, "upload id"))
         case "import":
             return _import(ctx.settings.imports, rest)
         case _:
             raise Refused(f"source {source!r} is unknown: expected cifar10, upload:<id> or import:<name>", "bad_job")
-
-
-def _upload(ctx: Attempt, upload: str) -> Path:
-    path = ctx.root / "raw" / upload / "data"
-    try:
-        size = read_json(path.with_name("upload.json"))["size"]
-        found = path.stat().st_size
-    except (NotFound, FileNotFoundError):
-        raise Refused(f"upload {upload} does not exist: send a zip or tar with PUT /v1/uploads/{upload} first",
-                      UNAVAILABLE) from None
-    if found != size:
-        raise Refused(f"upload {upload} has {found} bytes, expected {size}: send it again under another id",
-                      UNAVAILABLE)
-    return path
 
 
 def _import(imports: Path, name: str) -> Path:

@@ -58,6 +58,12 @@ def safe_path(name: str, what: str) -> str:
     return "/".join(parts)
 
 
+def is_clutter(path: str) -> bool:
+    """Whether a file is what systems and packers leave beside images: hidden, a Mac's metadata, Windows' thumbnails."""
+    rooted = f"/{path}"
+    return "/." in rooted or "/__MACOSX/" in rooted or rooted.endswith(("/Thumbs.db", "/desktop.ini"))
+
+
 def scan(folder: str, within: str) -> Tree:
     """Every file below a folder, in order of path.
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from preprocessing.tree import BAD_ARCHIVE, DEFLATED, MAX_MEMBERS, STORED, Member, Tree, safe_path
+from shared.artifacts import read_json
 from shared.attempt import Attempt
-from shared.errors import Refused
+from shared.errors import NotFound, Refused
+from shared.tree import BAD_ARCHIVE, DEFLATED, MAX_MEMBERS, STORED, Member, Tree, safe_path
 
 # Images hardly shrink: the densest honest dataset, blank PNGs, packs about 1:30. A bomb needs thousands to hurt.
 RATIO = 100
@@ -29,11 +30,27 @@ SLACK = 64 << 20  # bytes that may be unpacked whatever the ratio
 DIRECTORY_BYTES = 128 << 20  # of a zip's directory, which is held in memory
 HEADER_BYTES = 1 << 20  # of a tar's extended header, which is held in memory
 BLOCK = 1 << 20
+UNAVAILABLE = "source_unavailable"
 PACKED: dict[bytes, tuple[str, Callable[[IO[bytes]], IO[bytes]]]] = {
     b"\x1f\x8b": ("gzip", lambda f: gzip.GzipFile(fileobj=f)),  # type: ignore[dict-item, return-value]
     b"BZh": ("bzip2", bz2.BZ2File),  # type: ignore[dict-item]
     b"\xfd7zXZ\0": ("xz", lzma.LZMAFile),  # type: ignore[dict-item]
 }
+
+
+def uploaded(root: Path, upload: str) -> Path:
+    """The archive that was uploaded. Raises Refused (source_unavailable) when it is not there, or not whole."""
+    path = root / "raw" / upload / "data"
+    try:
+        size = read_json(path.with_name("upload.json"))["size"]
+        found = path.stat().st_size
+    except (NotFound, FileNotFoundError):
+        raise Refused(f"upload {upload} does not exist: send a zip or tar with PUT /v1/uploads/{upload} first",
+                      UNAVAILABLE) from None
+    if found != size:
+        raise Refused(f"upload {upload} has {found} bytes, expected {size}: send it again under another id",
+                      UNAVAILABLE)
+    return path
 
 
 @contextmanager
