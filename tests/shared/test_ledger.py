@@ -94,3 +94,26 @@ def test_a_half_written_request_is_no_job(ledger):
     (ledger.folder / "j-2").mkdir(parents=True)
     (ledger.folder / "j-2" / ".request.json.1234").write_text("{")
     assert ledger.ids() == []
+
+
+@pytest.mark.parametrize("reading", ["request", "read_live", "ended", "state", "attempts"])
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_a_job_that_ends_while_it_is_looked_at_is_shown_whole(root, redis, reading, before):
+    class Meanwhile(Ledger):
+        """The job ends beside the first call of `reading`."""
+
+    def ends_beside(self, job_id):
+        delattr(Meanwhile, reading)
+        if before:
+            self.end(job_id, "succeeded", result={"a": 1})
+        found = getattr(self, reading)(job_id)
+        if not before:
+            self.end(job_id, "succeeded", result={"a": 1})
+        return found
+
+    ledger = Meanwhile(root, redis)
+    ledger.accept("j-1", JOB)
+    setattr(Meanwhile, reading, ends_beside)
+    view = ledger.view("j-1")
+    assert (view["state"] == "succeeded") == (view["result"] == {"a": 1}) == (view["ended_at"] is not None)
+    assert ledger.view("j-1")["result"] == {"a": 1}

@@ -197,9 +197,10 @@ class Ledger:
 
     def view(self, job_id: str) -> dict[str, Any]:
         """Everything about a job as plain JSON: what the API answers."""
-        request, end, live = self.request(job_id), self.ended(job_id), self.read_live(job_id)
+        request, live, state = self.request(job_id), self.read_live(job_id), self.state(job_id)
+        end = self.ended(job_id) if state in TERMINAL else None  # never a terminal state without its result
         progress = json.loads(live["progress"]) if "progress" in live else None
-        return {"id": job_id, "kind": request.kind, "state": self.state(job_id), "pipeline": request.pipeline,
+        return {"id": job_id, "kind": request.kind, "state": state, "pipeline": request.pipeline,
                 "parent": request.parent, "accepted_at": request.accepted_at, "job": payload(request.job),
                 "progress": progress, "attempts": self.attempts(job_id), "cancel_asked": self.cancel_asked(job_id),
                 "ended_at": end["ended_at"] if end else None, "result": end["result"] if end else None,

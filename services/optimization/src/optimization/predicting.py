@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from optimization.images import Part, Source, open_source
-from optimization.reference import KerasReference, use_cpu
 from shared import faults
 from shared.artifacts import Manifest, aliases, publish, read_json, stage, versions, write_bytes, write_json
 from shared.attempt import Attempt
@@ -46,12 +45,11 @@ def predict_all(job: PredictJob, ctx: Attempt) -> dict[str, Any]:
         Refused: the source has no images, is no archive, or has images of another size; the Variant can't run here,
             or has no embedding.
     """
-    use_cpu(threads(ctx.settings))
     chosen = _chosen(job, ctx)
     began = time.monotonic()
     session, manifest = _open(ctx, chosen)
     with closing(session), open_source(job.source, manifest["spec"]["size"], ctx) as source:
-        embed = _embedding(ctx.root, manifest) if job.embedding else None
+        embed = _embedding(ctx, manifest) if job.embedding else None
         parts = _run_parts(source, session, manifest, embed, ctx)
     staging = stage(ctx.root, ctx.job_id)
     try:
@@ -94,15 +92,19 @@ def _open(ctx: Attempt, chosen: dict[str, Any]) -> tuple[Session, Manifest]:
                       "unfit") from None
 
 
-def _embedding(root: Path, manifest: Manifest) -> Embed:
+def _embedding(ctx: Attempt, manifest: Manifest) -> Embed:
     """What the layer before the logits sees, float32 [N, D], of the Keras model: Variants give probabilities alone.
 
     Raises Refused when the model has no layer of that name.
     """
+    # Imported here alone: TensorFlow takes seconds, and no Variant needs it.
     import keras
 
+    from optimization.reference import KerasReference, use_cpu
+
+    use_cpu(threads(ctx.settings))
     model = manifest["parents"]["model"]
-    reference = KerasReference(root / "models" / model / "model.keras", manifest["spec"]["size"])
+    reference = KerasReference(ctx.root / "models" / model / "model.keras", manifest["spec"]["size"])
     try:
         inner = keras.Model(reference.model.input, reference.model.get_layer("logits").input)
     except ValueError:
