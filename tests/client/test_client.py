@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from rich.console import Console
 
-from lanner import Client, LannerError
-from lanner.cli import _parser, execute
+from lanner import Client, LannerError, tables
+from lanner.cli import _parser, execute, training_options
 from lanner.demo import digits, train
 from lanner.progress import describe, eta, watch
 
@@ -130,6 +130,18 @@ def test_a_prediction_sends_paths_and_bytes_as_a_form(server, client, tmp_path):
     assert b'filename="a.png"' in body
     assert b"A!" in body
     assert b"B!" in body
+
+
+def test_a_budget_goes_along_and_the_card_says_what_auto_chose(server, client):
+    args = _parser().parse_args(["train", "cifar10", "--recipe", "auto", "--budget", "90"])
+    assert training_options(args)["train"] == {"recipe": "auto", "budget_s": 90}
+    body = {"name": "x", "version": 1, "device": "cpu", "threads": 2, "rows": [], "test": {"accuracy": {}},
+            "gate": {"rank_batch": 8, "validation_images": 9, "budget": 0.5}}
+    out = io.StringIO()
+    for recipe in (None, {"name": "small"}, {"name": "small", "chosen": ["8 epochs: the budget has room for them"]}):
+        Console(file=out, width=200).print(tables.card({**body, "recipe": recipe}))
+    assert out.getvalue().count("auto chose") == 1
+    assert "auto chose 8 epochs: the budget has room for them" in out.getvalue()
 
 
 def test_batch_submits_follows_and_downloads_the_table(server, client, tmp_path):

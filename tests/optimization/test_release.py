@@ -159,6 +159,9 @@ def test_the_page_stands_alone_and_shows_every_row_and_the_plot(released):
     words = " ".join(page.words)
     for row in card["rows"]:
         assert words.count(row["variant"]) >= 2
+    assert "auto chose" not in words
+    pictures = dict.fromkeys(range(900), b"")
+    assert "<dd>auto chose a &lt; b</dd>" in render({**card, "recipe": {"chosen": ["a < b"]}}, pictures)
     svg = ElementTree.fromstring(text[text.index("<svg"):text.index("</svg>") + 6])
     assert len(svg.findall("circle")) == 1 + len(PORTABLE)
 

@@ -78,7 +78,7 @@ def a_training_stops_resumes_and_publishes(strategy: tf.distribute.Strategy, roo
 
     alone, stopped = new("j-alone"), new("j-stopped")
     alone.fit()
-    run, calls = stopped._new_run(), []
+    run, calls = stopped.new_run(), []
 
     def asked_to_stop_in_the_second(*args):
         calls.append(args)

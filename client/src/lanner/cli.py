@@ -15,8 +15,11 @@ from lanner.progress import upload_bar, watch
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="what clients call the model; by default what the dataset is called")
-    parser.add_argument("--recipe", default="", help="small, seed-cnn, ...; the server's default when left out")
+    parser.add_argument("--recipe", default="",
+                        help="small, seed-cnn, ..., or auto: chosen from the data; the server's default when left out")
     parser.add_argument("--epochs", type=int, default=0, help="0: as the recipe says")
+    parser.add_argument("--budget", type=float, default=0.0, metavar="SECONDS",
+                        help="of recipe auto: how long the training may take; 0: no limit")
     parser.add_argument("--size", type=int, default=0, help="pixels a side, 32 to 256; 0: chosen from the images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", nargs="+", default=[], metavar="VARIANT", help="all when left out")
@@ -24,7 +27,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def training_options(args: argparse.Namespace) -> dict[str, Json]:
     """What `add_training_options` read, as the stages of a pipeline; what was left out stays with the server."""
-    train = {"recipe": args.recipe, "epochs": args.epochs, "seed": args.seed}
+    train = {"recipe": args.recipe, "epochs": args.epochs, "budget_s": args.budget, "seed": args.seed}
     preprocess = {"size": args.size, "seed": args.seed}
     optimize = {"variants": args.variants, "seed": args.seed}
     return {stage: {k: v for k, v in fields.items() if v}

@@ -59,7 +59,12 @@ def card(body: Json) -> Group:
                       f"{row['images_per_s'][batch]:,.0f}", f"{row['bytes'] / 1e6:.2f}", _verdict(row, body),
                       style="bold" if row.get("winner") else None)
     reasons = [f"{row['variant']}: {row['why']}" for row in body["rows"] if row.get("why")]
-    return Group(table, *reasons, _tested(body))
+    return Group(table, *reasons, *_chosen(body), _tested(body))
+
+
+def _chosen(body: Json) -> list[str]:
+    """Why the training was as it was, where the recipe `auto` chose it."""
+    return [f"auto chose {sentence}" for sentence in (body.get("recipe") or {}).get("chosen") or ()]
 
 
 def _verdict(row: Json, body: Json) -> str:

@@ -46,13 +46,14 @@ class TrainJob:
     model_id: str
     dataset_id: str
     name: str
-    recipe: str = "small"
+    recipe: str = "small"  # auto: chosen from the dataset, the device and budget_s
     epochs: int = 0
     batch_size: int = 0
     learning_rate: float = 0.0
     augmentation: dict[str, Any] = field(default_factory=dict)
     early_stopping: int = 0  # epochs without a better validation accuracy before training stops; 0 as the recipe says
     class_weights: str = ""  # balanced: every class counts the same in the loss, however many images it has
+    budget_s: float = 0.0  # of recipe auto: seconds that the training may take, 0 for no limit
     seed: int = 0
 
     @property
@@ -203,6 +204,10 @@ def _check(job: Job) -> None:
             within("early_stopping", 0, 10_000)
             if job.class_weights not in ("", "balanced"):
                 raise Refused(f"class_weights is {job.class_weights!r}: expected balanced, or '' for none", "bad_job")
+            within("budget_s", 0, job.TIMEOUT_S)
+            if job.budget_s and (job.recipe != "auto" or job.epochs):
+                raise Refused(f"budget_s is {job.budget_s:g}, by which recipe auto chooses the epochs: ask for recipe "
+                              "auto and leave epochs out, or leave budget_s out", "bad_job")
         case OptimizeJob():
             within("seed", 0, 2**31 - 1)
             check_id(job.model_id, "model_id")

@@ -105,6 +105,7 @@ def _facts(card: dict[str, Any]) -> list[tuple[str, str]]:
     versions = ", ".join(f"{tool} {number}" for tool, number in card["versions"].items())
     return [("When", card["created_at"]), ("Model", card["model"]), ("Dataset", card["dataset"]),
             ("Input", f"{card['size']} x {card['size']} RGB, {card['classes']} classes"),
+            *(("Training", f"auto chose {why}") for why in (card.get("recipe") or {}).get("chosen") or ()),
             ("Device", f"{_gpu(card['gpu'])}{card['cpu']}, {card['threads']} thread(s)"),
             ("Gate", f"{gate['validation_images']:,} validation images, paired per image; {gate['method']}; "
                      f"budget {gate['budget']:g} points"),

@@ -84,7 +84,7 @@ class Training:
             Refused: the loss is no longer a number.
         """
         self.resume()
-        run = self._new_run()
+        run = self.new_run()
         writer = tf.summary.create_file_writer(str(self.ctx.work / "logs"))
         with writer.as_default():
             while len(self.history) < self.recipe.epochs and not self._waited_long_enough():
@@ -94,7 +94,7 @@ class Training:
         writer.close()
         self.model.set_weights(self.best)
 
-    def _new_run(self) -> Run:
+    def new_run(self) -> Run:
         """On a GPU that holds the images, the steps of a call as one program; else steps fed from the host."""
         settings, several = self.ctx.settings, self.strategy.num_replicas_in_sync > 1
         on_gpu = settings.device == "gpu"

@@ -1,12 +1,14 @@
 """Dataset -> Model: what the queue `training` runs."""
 
+import dataclasses
+import time
 from typing import Any
 
 from shared.attempt import Attempt, attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.jobs import TrainJob
-from training.recipes import resolve
+from training.recipes import Recipe, resolve
 
 
 def run(job_id: str) -> dict[str, Any]:
@@ -21,9 +23,10 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
             a training that diverged.
         Stopped, Cancelled: asked to, with a checkpoint in ctx.work.
     """
+    began = time.monotonic()
     # Imported here, under the run lock: TensorFlow takes seconds, on a cold disk more than the keeper waits for an
     # attempt to begin; and a worker that has touched it can't fork.
-    from training import augmentation, device, fitting, publishing
+    from training import augmentation, auto, device, fitting, publishing
     from training.speedrun.fitting import Speedrun
 
     dataset = Dataset(ctx.root, job.dataset_id)
@@ -32,16 +35,22 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
         raise Refused(f"dataset {dataset.id} has {images['train']} training and {images['validation']} validation "
                       "images: training needs some of both", "no_images")
     replicas = ctx.settings.gpus_per_training if ctx.settings.device == "gpu" else 1
-    recipe = resolve(job, images["train"], replicas)
     name = device.prepare(ctx.settings)
+
+    def ordinary(recipe: Recipe) -> fitting.Training:
+        augmentation.check(recipe.augmentation, dataset.spec.size)
+        return fitting.Training(dataset, recipe, job.seed, ctx, device.precision(ctx.settings), device.strategy())
+
+    chosen: tuple[str, ...] = ()
+    if job.recipe == "auto":
+        job, chosen = auto.decide(job, dataset, ctx, replicas, ordinary, time.monotonic() - began)
+    recipe = dataclasses.replace(resolve(job, images["train"], replicas), chosen=chosen)
     training: publishing.Trained
     match recipe.network:
         case "speedrun":
             training = Speedrun(dataset, recipe, job.seed, ctx)
         case _:
-            augmentation.check(recipe.augmentation, dataset.spec.size)
-            training = fitting.Training(dataset, recipe, job.seed, ctx, device.precision(ctx.settings),
-                                        device.strategy())
+            training = ordinary(recipe)
     training.fit()
     summary: dict[str, Any] = publishing.publish_model(training, job, ctx, name)["summary"]
     return summary

@@ -88,7 +88,8 @@ def _write(staging: Path, training: Trained, job: TrainJob, ctx: Attempt, device
         "precision": training.precision,
         "seconds": seconds,
         "summary": {"model_id": job.model_id, "name": job.name, "recipe": job.recipe, "epochs": len(training.history),
-                    "validation_accuracy": best["validation_accuracy"], "seconds": seconds},
+                    "validation_accuracy": best["validation_accuracy"], "seconds": seconds,
+                    **({"chosen": list(training.recipe.chosen)} if training.recipe.chosen else {})},
     }
 
 

@@ -27,6 +27,7 @@ class Recipe:
     early_stopping: int = 0  # epochs without a better validation accuracy, 0 for never
     augmentation: dict[str, Any] = field(default_factory=dict)
     class_weights: str = ""  # balanced, or none
+    chosen: tuple[str, ...] = ()  # why, in sentences, where `auto` chose these values
 
 
 SEED_CNN = Recipe(
@@ -98,7 +99,8 @@ def resolve(job: TrainJob, images: int, replicas: int = 1) -> Recipe:
     """
     recipe = RECIPES.get(job.recipe)
     if recipe is None:
-        raise Refused(f"recipe {job.recipe!r} is unknown: expected one of {', '.join(RECIPES)}", "unknown_recipe")
+        raise Refused(f"recipe {job.recipe!r} is unknown: expected one of {', '.join(RECIPES)}, or auto",
+                      "unknown_recipe")
     if job.batch_size > images:
         raise Refused(f"batch_size is {job.batch_size}, but the training split has {images} images: "
                       "ask for a smaller batch, or 0 to let the recipe choose", "bad_batch_size")
