@@ -23,7 +23,7 @@ from shared.runtimes import Session
 MAX_BATCH = 64
 MAX_WAITING = 4096  # images
 LAST = 1 << 63  # the priority of what has none
-SMOOTH = 0.1  # the weight of the latest run in the time that an image takes
+SMOOTH = 0.1  # the weight of the latest run in the time that a run takes
 
 
 class Closed(Exception):
@@ -74,7 +74,7 @@ class Predictor:
         self._lock = threading.Lock()  # guards the five below
         self._waiting: list[tuple[int, int, Answer]] = []  # a heap: by priority, then as they came
         self._busy = self._closed = False
-        self._count, self._image_s = 0, 0.0
+        self._count, self._run_s = 0, 0.0
         self._numbers = itertools.count()
         self.ended = threading.Event()  # the Session is closed
         self._wake: SimpleQueue[None] | None = None
@@ -135,7 +135,8 @@ class Predictor:
         before, more = self._count, len(mine.images)
         if mine.since > mine.deadline:
             raise NotInTime
-        if before + more > MAX_WAITING or (before and before * self._image_s > mine.deadline - mine.since):
+        ahead_s = (before // MAX_BATCH + 1) * self._run_s if before else 0.0  # until its own run begins, at the least
+        if before + more > MAX_WAITING or ahead_s > mine.deadline - mine.since:
             raise Unavailable(f"{before} images wait already: send fewer at a time, or later", "busy")
         self._count += more
 
@@ -215,7 +216,7 @@ class Predictor:
         took = time.monotonic() - began
         with self._lock:
             self._count -= count
-            self._image_s += (took / count - self._image_s) * SMOOTH
+            self._run_s += (took - self._run_s) * SMOOTH
         self._meters.ran(count, took, [began - a.since for a in batch], error is None)
         start = 0
         for a in batch:

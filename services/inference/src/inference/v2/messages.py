@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from shared.errors import Refused
 INPUT, OUTPUT = "images", "probabilities"  # as in every Variant's file
 SOURCES = ("data", "binary_data_size", "shared_memory_region")
 MOST_DIMENSIONS = 8
+SMALL = 4096  # bytes of JSON before tensors in binary; longer ones have tensors in them, and are not sent twice
 Object = dict[str, Any]
 ReadRegion = Callable[[str, int, int], bytes]  # (region, offset, bytes) -> its bytes
 
@@ -52,6 +54,30 @@ class InferRequest:
     priority: int = 0
 
 
+@dataclass(frozen=True)
+class _Input:
+    """What the JSON says of the input; `source` is the one of SOURCES that it has, `entry` and `parameters` its own."""
+
+    datatype: str
+    shape: list[int]
+    source: str
+    size: int
+    entry: Object
+    parameters: Object
+
+
+@dataclass(frozen=True)
+class _Message:
+    """The JSON of a request, without the bytes that follow it."""
+
+    input: _Input
+    outputs: tuple[Output, ...]
+    id: str
+    variant: str | None
+    timeout_us: int
+    priority: int
+
+
 def parse(model: str, body: bytes, header: int | None, read_region: ReadRegion) -> InferRequest:
     """header: the Inference-Header-Content-Length, the bytes of JSON at the start of the body; None for all of them.
 
@@ -60,8 +86,15 @@ def parse(model: str, body: bytes, header: int | None, read_region: ReadRegion) 
     json_size = len(body) if header is None else header
     if not 0 <= json_size <= len(body):
         raise Refused(f"inference header size should be in range (0, {len(body)}), got: {header}", "malformed")
+    head = body[:json_size]
+    message = _known(model, head) if header is not None and json_size <= SMALL else _message(model, head)
+    tensor = _tensor(model, message.input, memoryview(body)[json_size:], read_region)
+    return InferRequest(tensor, message.outputs, message.id, message.variant, message.timeout_us, message.priority)
+
+
+def _message(model: str, head: bytes) -> _Message:
     try:
-        message = orjson.loads(memoryview(body)[:json_size])
+        message = orjson.loads(head)
     except ValueError as e:
         raise Refused(f"failed to parse the request JSON buffer: {e}", "malformed") from None
     if not isinstance(message, dict):
@@ -73,10 +106,13 @@ def parse(model: str, body: bytes, header: int | None, read_region: ReadRegion) 
                       f"specified: {reserved}", "malformed")
     outputs = field(message, "outputs", list, [])
     binary = field(parameters, "binary_data_output", bool, False)
-    return InferRequest(_input(model, field(message, "inputs", list), memoryview(body)[json_size:], read_region),
-                        tuple(_output(model, item) for item in outputs) or (Output(binary),),
-                        field(message, "id", str, ""), field(parameters, "variant", str, None),
-                        count(parameters, "timeout"), count(parameters, "priority"))
+    return _Message(_input(model, field(message, "inputs", list)),
+                    tuple(_output(model, item) for item in outputs) or (Output(binary),),
+                    field(message, "id", str, ""), field(parameters, "variant", str, None),
+                    count(parameters, "timeout"), count(parameters, "priority"))
+
+
+_known = lru_cache(256)(_message)  # a client that sends tensors in binary sends the same JSON again and again
 
 
 def raw(body: bytes) -> InferRequest:
@@ -103,7 +139,7 @@ def count(holder: Object, key: str) -> int:
     return value
 
 
-def _input(model: str, inputs: list[Any], blobs: memoryview, read_region: ReadRegion) -> Tensor:
+def _input(model: str, inputs: list[Any]) -> _Input:
     if len(inputs) != 1:
         raise Refused(f"expected 1 inputs but got {len(inputs)} inputs for model '{model}'", "malformed")
     entry = _object(inputs[0], "inputs")
@@ -116,27 +152,31 @@ def _input(model: str, inputs: list[Any], blobs: memoryview, read_region: ReadRe
                       "malformed")
     if len(shape) > MOST_DIMENSIONS or not all(type(d) is int and 1 <= d < 1 << 31 for d in shape):
         raise Refused(f"Unable to parse 'shape': {str(shape)[:100]} of input '{name}'", "malformed")
-    what = f"input '{name}' for model '{model}'"
     parameters = field(entry, "parameters", dict, {})
     given = [key for key in SOURCES if key in (entry if key == "data" else parameters)]
     if len(given) != 1:
-        raise Refused(f"{what} sets {' and '.join(given) or 'none'} of {', '.join(SOURCES)}: expected exactly one",
-                      "malformed")
-    size = count(parameters, "binary_data_size")
-    if len(blobs) < size:
-        raise Refused(f"unexpected size for input '{name}', expecting {size - len(blobs)} additional bytes for model "
-                      f"'{model}'", "malformed")
-    if len(blobs) > size:
+        raise Refused(f"input '{INPUT}' for model '{model}' sets {' and '.join(given) or 'none'} of "
+                      f"{', '.join(SOURCES)}: expected exactly one", "malformed")
+    return _Input(datatype, shape, given[0], count(parameters, "binary_data_size"), entry, parameters)
+
+
+def _tensor(model: str, told: _Input, blobs: memoryview, read_region: ReadRegion) -> Tensor:
+    what = f"input '{INPUT}' for model '{model}'"
+    if len(blobs) < told.size:
+        raise Refused(f"unexpected size for input '{INPUT}', expecting {told.size - len(blobs)} additional bytes for "
+                      f"model '{model}'", "malformed")
+    if len(blobs) > told.size:
         raise Refused(f"unexpected additional input data for model '{model}'", "malformed")
-    match given[0]:
+    match told.source:
         case "data":
-            return Tensor(from_json(entry["data"], datatype, shape, what), datatype, json=True)
+            return Tensor(from_json(told.entry["data"], told.datatype, told.shape, what), told.datatype, json=True)
         case "binary_data_size":
             data: bytes | memoryview = blobs
         case _:
+            parameters = told.parameters
             data = read_region(field(parameters, "shared_memory_region", str),
                                count(parameters, "shared_memory_offset"), count(parameters, "shared_memory_byte_size"))
-    return Tensor(from_binary(data, datatype, shape, what), datatype)
+    return Tensor(from_binary(data, told.datatype, told.shape, what), told.datatype)
 
 
 def _output(model: str, entry: Any) -> Output:
