@@ -1,0 +1,102 @@
+"""docs/benchmarks/serving.md out of the JSON of a run."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from peers import OURS, PEERS
+
+NAMES = {**{key: name for key, (name, _, _) in OURS.items()}, **{key: peer.name for key, peer in PEERS.items()}}
+BODIES = {"jpeg": "the JPEG", "json": "base64 in JSON", "v2": "/v2 binary", "v2-json": "/v2, base64 in JSON"}
+FORMS = {**{key: form for key, (_, _, form) in OURS.items()}, **{key: peer.body for key, peer in PEERS.items()}}
+SAME_FORM = {"flask": "lanner", "litserve": "lanner-v2-json", "bentoml": "lanner", "mlserver": "lanner-v2-json",
+             "pytriton": "lanner-v2"}
+Row = dict[str, Any]
+
+
+def render(run: Row) -> str:
+    return "\n\n".join([
+        "# Serving", "Written from serving.json by `./run bench serving --docs`; by the rules of "
+        "[protocol.md](../../benchmarks/protocol.md).", machine(run),
+        "## One JPEG a request", about(run), table(run), "## Aims", aims(run),
+        "## Beside the bare engine", engine(run), *_rest(run)]) + "\n"
+
+
+def write(folder: Path, run: Row) -> None:
+    (folder / "serving.json").write_text(json.dumps(run, indent=1) + "\n")
+    (folder / "serving.md").write_text(render(run))
+
+
+def machine(run: Row) -> str:
+    versions = "; ".join(f"{NAMES.get(key, key).split(',')[0]}: " + ", ".join(f"{n} {v}" for n, v in found.items())
+                         for key, found in run["versions"].items())
+    return (f"`{run['command']}`, {run['date']}, {run['cpu']}, {run['cores']} cores, load {run['load']:.1f} over five "
+            f"minutes at its end, this run's own share in it. {versions}.")
+
+
+def about(run: Row) -> str:
+    return ("`bench-tiny`, two convolutions: the same ONNX file for all, one thread of ONNX Runtime, server and client "
+            f"on one core each. A JPEG of 32 x 32 pixels, {run['bytes']:,} bytes. wrk, closed loop with 1, 16 and 64 "
+            f"connections; medians of {run['rounds']} interleaved rounds of {run['seconds']} s. Each server has the "
+            "form of request that its documentation has for images. Servers that do not have their turn are stopped.")
+
+
+def table(run: Row) -> str:
+    lines = ["| server | request | requests/s, c = 1 | 16 | 64 | p50 ms, c = 1 | 16 | 64 | p99 ms, c = 1 | 16 | 64 | "
+             "failed |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    for key in dict.fromkeys(row["server"] for row in run["rows"]):
+        mine = [row for row in run["rows"] if row["server"] == key]
+        cells = [f"{median(row['per_s']):,.0f}" for row in mine]
+        cells += [f"{median(row[what]) / 1000:.2f}" for what in ("p50_us", "p99_us") for row in mine]
+        lines.append(f"| {NAMES[key]} | {BODIES[FORMS[key]]} | {' | '.join(cells)} | {sum(r['bad'] for r in mine)} |")
+    lines += [f"| {NAMES[key]} | {BODIES[FORMS[key]]} | not measured: {why} |" + " |" * 9
+              for key, why in run["missing"].items()]
+    return "\n".join(lines)
+
+
+def aims(run: Row) -> str:
+    """Ratios of medians, of the same form of request where there is one; missed ones in bold."""
+    lines = ["| aim | ratio | |", "|---|---|---|"]
+    measured = {row["server"] for row in run["rows"]}
+    for key, least in (("flask", 10.0), ("litserve", 2.0), ("bentoml", 2.0), ("mlserver", 2.0), ("pytriton", 1.0)):
+        if key in measured:
+            ours = SAME_FORM[key]
+            for c in (1, 16, 64):
+                ratio = _median(run, ours, c, "per_s") / _median(run, key, c, "per_s")
+                lines.append(_line(f"requests/s of {NAMES[key]}, c = {c}: at least {least:g} times", ratio,
+                                   ratio >= least))
+    for key in ("flask", "litserve", "bentoml", "mlserver"):
+        if key in measured:
+            ratio = _median(run, SAME_FORM[key], 1, "p50_us") / _median(run, key, 1, "p50_us")
+            lines.append(_line(f"p50 at c = 1 of {NAMES[key]}: at most 0.5 of it", ratio, ratio <= 0.5))
+    for what, least in (("JPEG, 64 connections", 0.95), ("tensors of 64, 4 connections", 0.9)):
+        ratio = _of_engine(run, "small", what)
+        lines.append(_line(f"`small`, {what}: at least {least:g} of the engine at batch 64", ratio, ratio >= least))
+    return "\n".join(lines)
+
+
+def engine(run: Row) -> str:
+    lines = ["images/s of a loop over the Session with ready tensors, and of the API on the same core.", "",
+             "| network | what | images/s | of the engine at batch 64 |", "|---|---|---|---|"]
+    lines += [f"| {row['network']} | {row['what']} | {median(row['per_s']):,.0f} | "
+              f"{_of_engine(run, row['network'], row['what']):.2f} |" for row in run["engine"]]
+    return "\n".join(lines)
+
+
+def _line(what: str, ratio: float, met: bool) -> str:
+    return f"| {what} | {ratio:.2f} | {'met' if met else '**missed**'} |"
+
+
+def _median(run: Row, server: str, connections: int, what: str) -> float:
+    return float(median(next(row[what] for row in run["rows"]
+                             if (row["server"], row["connections"]) == (server, connections))))
+
+
+def _of_engine(run: Row, network: str, what: str) -> float:
+    found = {row["what"]: median(row["per_s"]) for row in run["engine"] if row["network"] == network}
+    return float(found[what] / found["engine, batch 64"])
+
+
+def _rest(run: Row) -> list[str]:
+    return ["## Not measured here", "Open loop and overload: wrk's loop is closed. GPUs: `./run bench gpu`."]
