@@ -15,7 +15,7 @@ from shared import faults
 from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
-from training import checkpoints, device, networks
+from training import checkpoints, device, networks, transfer
 from training.evaluation import best_epoch, cross_entropy, new_predict
 from training.recipes import Recipe, learning_rate
 from training.replicas import mirrored
@@ -51,10 +51,13 @@ class Training:
         self.one_program = False  # whether the steps of a call are one
         self.yielding = Yielding(ctx.settings)
         self.strategy = strategy or tf.distribute.get_strategy()
+        weights = transfer.find(ctx.root, dataset.spec.size) if recipe.network == "mobilenet-v2" else None
         replicas = self.strategy.num_replicas_in_sync
         with self.strategy.scope():
             keras.utils.set_random_seed(seed)
             self.trained = networks.build(recipe, dataset.spec, precision, replicas)
+            if weights is not None:
+                transfer.load(self.trained, weights)
             self.optimizer = new_optimizer(recipe, self.trained)
             # Of the epoch so far: summed loss, right answers.
             self.totals = tf.Variable(tf.zeros([2], tf.float64), trainable=False,
@@ -84,15 +87,30 @@ class Training:
             Refused: the loss is no longer a number.
         """
         self.resume()
-        run = self.new_run()
+        run, frozen = None, False
         writer = tf.summary.create_file_writer(str(self.ctx.work / "logs"))
         with writer.as_default():
             while len(self.history) < self.recipe.epochs and not self._waited_long_enough():
+                if run is None or frozen != self.frozen:
+                    run = None  # its images leave the device before the next one's come
+                    run, frozen = self.new_run(), self.frozen
+                if self.recipe.frozen and self.step == self.steps_an_epoch * self.recipe.frozen_epochs:
+                    self._forget_the_optimizer()
                 self._run_steps(run)
                 self._end_epoch()
                 writer.flush()
         writer.close()
         self.model.set_weights(self.best)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the last layer alone learns in this epoch."""
+        return len(self.history) < self.recipe.frozen_epochs
+
+    def _forget_the_optimizer(self) -> None:
+        """As new, once all layers learn: its old count of steps would let those that it has no means of yet leap."""
+        for variable in self.optimizer.variables:
+            variable.assign(tf.zeros_like(variable))
 
     def new_run(self) -> Run:
         """On a GPU that holds the images, the steps of a call as one program; else steps fed from the host."""
@@ -101,7 +119,7 @@ class Training:
         xla = on_gpu and not several
         weights = class_weights(self.recipe, self.labels, len(self.dataset.spec.labels))
         step = new_step(self.trained, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals, xla,
-                        weights)
+                        weights, self.frozen)
         stay = on_gpu and self.images.nbytes < SHARE_OF_GPU * device.memory_bytes(settings)
         if stay:
             self.steps_a_call, self.one_program = FIRST_CALL, True

@@ -4,6 +4,7 @@ import keras
 from keras import layers
 
 from shared.datasets import Spec
+from training import transfer
 from training.recipes import Recipe
 from training.speedrun import twin
 from training.speedrun.network import Layout
@@ -31,7 +32,7 @@ def build(recipe: Recipe, spec: Spec, precision: str = "float32", replicas: int 
 
 def _build(recipe: Recipe, spec: Spec, synchronized: bool) -> keras.Model:
     image = keras.Input((spec.size, spec.size, 3), name="image")
-    x = normalise(spec)(image)
+    x = (_as_imagenet() if recipe.network == "mobilenet-v2" else normalise(spec))(image)
     match recipe.network:
         case "plain":
             x = _plain(x, spec.size)
@@ -39,9 +40,11 @@ def _build(recipe: Recipe, spec: Spec, synchronized: bool) -> keras.Model:
             x = _compact(x, spec.size, synchronized)
         case "speedrun":
             x = twin.features(x, Layout.of(spec))
+        case "mobilenet-v2":
+            x = transfer.features(x, spec.size)
         case other:
             raise ValueError(f"network {other!r} of recipe {recipe.name} is unknown: "
-                             "expected plain, compact or speedrun")
+                             "expected plain, compact, speedrun or mobilenet-v2")
     x = layers.Dense(len(spec.labels), dtype="float32", name="logits")(x)
     return keras.Model(image, layers.Softmax(dtype="float32", name="probabilities")(x), name=recipe.name)
 
@@ -51,6 +54,11 @@ def normalise(spec: Spec) -> layers.Layer:
     std = [max(s, SMALLEST_STD) for s in spec.std]
     offset = [-m / s for m, s in zip(spec.mean, std, strict=True)]
     return layers.Rescaling(scale=[1 / (255 * s) for s in std], offset=offset, dtype="float32", name="normalise")
+
+
+def _as_imagenet() -> layers.Layer:
+    """Raw RGB, 0..255, to -1..1, in which MobileNetV2 has learnt; float32."""
+    return layers.Rescaling(scale=[1 / 127.5] * 3, offset=[-1.0] * 3, dtype="float32", name="normalise")
 
 
 def logits_of(model: keras.Model) -> keras.Model:

@@ -1,6 +1,7 @@
 """Recipes: named hyper-parameters of a training, each with the result it is known for."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,12 @@ class Recipe:
 
     name: str
     known_result: str
-    network: str  # plain, compact or speedrun: networks.build
+    network: str  # plain, compact, speedrun or mobilenet-v2: networks.build
     optimizer: str  # adam or sgd (Nesterov momentum 0.9): steps.new_optimizer; muon: speedrun.program
     learning_rate: float  # the highest of the schedule
-    schedule: str  # constant, falling: linear to zero, or triangle: linear up to the highest rate, linear down to zero
+    # constant, falling: linear to zero, triangle: linear up to the highest rate, linear down to zero, or thawing:
+    # the highest while frozen, then from a tenth of it linear to zero
+    schedule: str
     warmup: float = 0.0
     weight_decay: float = 0.0  # decoupled, on kernels alone
     label_smoothing: float = 0.0
@@ -27,7 +30,12 @@ class Recipe:
     early_stopping: int = 0  # epochs without a better validation accuracy, 0 for never
     augmentation: dict[str, Any] = field(default_factory=dict)
     class_weights: str = ""  # balanced, or none
+    frozen: float = 0.0  # of the epochs, in which the last layer alone learns
     chosen: tuple[str, ...] = ()  # why, in sentences, where `auto` chose these values
+
+    @property
+    def frozen_epochs(self) -> int:
+        return math.ceil(self.frozen * self.epochs)
 
 
 SEED_CNN = Recipe(
@@ -83,7 +91,23 @@ SPEEDRUN = Recipe(
 )
 """For one GPU: a whole training in seconds, after airbench94_muon (github.com/KellerJordan/cifar10-airbench)."""
 
-RECIPES = {recipe.name: recipe for recipe in (SEED_CNN, SMALL, SPEEDRUN)}
+TRANSFER = Recipe(
+    name="transfer",
+    known_result="none measured yet",
+    network="mobilenet-v2",
+    optimizer="adam",
+    learning_rate=1e-3,
+    schedule="thawing",
+    label_smoothing=0.1,
+    epochs=10,
+    batch_size=32,
+    augmentation={"width_shift_range": 0.1, "height_shift_range": 0.1, "zoom_range": 0.1, "horizontal_flip": True},
+    frozen=0.3,
+)
+"""For few photographs: a network that knows ImageNet learns their classes, first its last layer, then all of it."""
+
+RECIPES = {recipe.name: recipe for recipe in (SEED_CNN, SMALL, SPEEDRUN, TRANSFER)}
+THAWED = 0.1  # times the highest rate, once all of a network learns
 STEPS_A_EPOCH = 16
 
 
@@ -127,6 +151,9 @@ def learning_rate(recipe: Recipe, step: int, of: int) -> float:
         case "triangle":
             rising = max(1.0, recipe.warmup * of)
             return recipe.learning_rate * min((step + 1) / rising, (of - step) / max(1.0, of - rising))
+        case "thawing":
+            frozen = of * recipe.frozen_epochs // recipe.epochs
+            return recipe.learning_rate * (1 if step < frozen else THAWED * (of - step) / (of - frozen))
         case other:
             raise ValueError(f"schedule {other!r} of recipe {recipe.name} is unknown: "
-                             "expected constant, falling or triangle")
+                             "expected constant, falling, triangle or thawing")

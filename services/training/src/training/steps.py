@@ -30,15 +30,18 @@ def new_optimizer(recipe: Recipe, model: keras.Model) -> keras.Optimizer:
 
 
 def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spec: Spec, seed: int,
-             totals: tf.Variable, xla: bool = False, weights_of: np.ndarray | None = None) -> Step:
+             totals: tf.Variable, xla: bool = False, weights_of: np.ndarray | None = None,
+             frozen: bool = False) -> Step:
     """step(images, labels, rate, number) -> loss, to be traced into a graph of fixed shapes.
 
     images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32: the step's, which with `seed` decides the
     augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers. `xla`: it will be compiled
-    by XLA. `weights_of`: float32 [classes], what an image of each class counts in the loss. Run by several replicas
+    by XLA. `weights_of`: float32 [classes], what an image of each class counts in the loss. `frozen`: the last layer
+    alone learns. Run by several replicas
     each takes its part of the batch and returns its part of the loss.
     """
-    logits_of, weights = networks.logits_of(model), model.trainable_variables
+    logits_of = networks.logits_of(model)
+    weights = (model.get_layer("logits") if frozen else model).trainable_variables
     classes, blank = len(spec.labels), tuple(255 * m for m in spec.mean)
     other = recipe.label_smoothing / classes
 
