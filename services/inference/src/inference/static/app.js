@@ -82,7 +82,15 @@ function jobItem(job) {
     }});
   return el("li", {}, el("div", {className: "row"}, el("b", {textContent: job.kind}), el("span", {textContent: job.job.name}),
     el("span", {textContent: job.state, className: job.state === "failed" ? "bad" : "soft"}),
-    el("small", {textContent: says, className: job.error ? "bad" : ""}), over ? el("small", {textContent: job.id}) : cancel), bar);
+    el("small", {textContent: says, className: job.error ? "bad" : ""}), ...table(job),
+    over ? el("small", {textContent: job.id}) : cancel), bar);
+}
+
+function table(job) {
+  if (job.kind !== "predict" || job.state !== "succeeded") return [];
+  const right = job.result.accuracy == null ? "" : `, ${number(100 * job.result.accuracy)} % as labelled`;
+  return [el("small", {textContent: `${job.result.images} images${right}`}),
+    el("a", {href: `/v1/predictions/${job.job.predictions_id}/predictions.parquet`, textContent: "table"})];
 }
 
 // Models
