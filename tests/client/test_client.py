@@ -144,6 +144,22 @@ def test_a_budget_goes_along_and_the_card_says_what_auto_chose(server, client):
     assert "auto chose 8 epochs: the budget has room for them" in out.getvalue()
 
 
+def test_tune_submits_the_search_and_what_follows_and_says_what_came(server, client):
+    done = {"trials": 3, "recipe": "small", "validation_accuracy": 0.8125, "model_id": "m-1"}
+    accepted = [(202, {"id": "j-1", "job": {"model_id": "m-1"}}), (202, {"id": "j-2", "job": {"model_id": "m-1"}})]
+    card = {"name": "x", "version": 1, "device": "cpu", "threads": 2, "rows": [], "test": {"accuracy": {}},
+            "gate": {"rank_batch": 8, "validation_images": 9, "budget": 0.5}}
+    server.answers = {"POST /v1/jobs": accepted, "GET /v1/jobs/j-1": (200, job("succeeded", "tune", result=done)),
+                      "GET /v1/jobs/j-2": (200, job("succeeded", "optimize")), "GET /v1/cards/m-1": (200, card)}
+    args = _parser().parse_args(["tune", "d-1", "--trials", "3", "--budget", "60", "--recipes", "small"])
+    text = io.StringIO()
+    execute(args, client, Console(file=text, width=200))
+    bodies = [json.loads(body) for path, body, _ in server.got if path == "POST /v1/jobs"]
+    assert bodies == [{"kind": "tune", "dataset_id": "d-1", "trials": 3, "budget_s": 60, "recipes": ["small"]},
+                      {"kind": "optimize", "model_id": "m-1"}]
+    assert "3 trials; the best, of recipe small, has 81.25 %" in text.getvalue()
+
+
 def test_batch_submits_follows_and_downloads_the_table(server, client, tmp_path):
     done = {"predictions_id": "r-1", "images": 3, "failed": 1, "variant": "onnx-fp32", "version": 1, "seconds": 0.5,
             "accuracy": None}

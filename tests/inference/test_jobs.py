@@ -110,6 +110,9 @@ def test_one_stage_takes_its_name_from_what_it_reads(client: FlaskClient, root: 
     assert answer.json["job"]["model_id"].startswith("m-")
     assert (answer.json["state"], answer.json["parent"]) == ("queued", "")
     assert waiting(redis)["training"] == [answer.json["id"]]
+    tune = client.post("/v1/jobs", json={"kind": "tune", "dataset_id": "d-1", "recipes": ["small"]}).json
+    assert (tune["kind"], tune["job"]["name"], tune["job"]["recipes"]) == ("tune", "flowers", ["small"])
+    assert waiting(redis)["training"] == [answer.json["id"], tune["id"]]
     publish_model(root, "colors", "m-1")
     assert client.post("/v1/jobs", json={"kind": "optimize", "model_id": "m-1"}).json["job"]["name"] == "colors"
 

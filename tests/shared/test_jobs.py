@@ -14,6 +14,7 @@ from shared.jobs import (
     PredictJob,
     PreprocessJob,
     TrainJob,
+    TuneJob,
     check_id,
     kind_of,
     new_id,
@@ -24,6 +25,7 @@ from shared.jobs import (
 GOOD = {
     "preprocess": {"dataset_id": "d-1", "name": "cifar10"},
     "train": {"model_id": "m-1", "dataset_id": "d-1", "name": "cifar10"},
+    "tune": {"model_id": "m-1", "dataset_id": "d-1", "name": "cifar10"},
     "optimize": {"model_id": "m-1", "name": "cifar10"},
     "predict": {"predictions_id": "r-1", "name": "cifar10", "source": "dataset:d-1/test"},
 }
@@ -46,6 +48,11 @@ def test_a_job_survives_json(kind):
     ("train", {"dataset_id": None}, "dataset_id is None, expected a string"),
     ("train", {"augmentation": []}, "expected an object"),
     ("train", {"seed": True}, "seed is True, expected an integer"),
+    ("tune", {"recipes": "small"}, "recipes is 'small', expected a list of names"),
+    ("tune", {"recipes": []}, "expected some, each once"),
+    ("tune", {"recipes": ["small", "small"]}, "expected some, each once"),
+    ("tune", {"recipes": ["../small"]}, "recipe '../small' is not valid"),
+    ("tune", {"trials": 0}, "trials is 0: expected 1 to 1000"),
     ("optimize", {"variants": ["onnx-fp64"]}, "expected some of onnx-fp32"),
     ("optimize", {"budget": -1}, "budget is -1.0: expected 0 to 100"),
     ("predict", {"source": "dataset:d-1/all"}, "expected upload:<id>, dataset:<id>, or dataset:<id>/<split>"),
@@ -64,15 +71,17 @@ def test_a_bad_job_is_refused_with_what_was_expected(kind, change, says):
 def test_a_missing_field_and_an_unknown_kind_are_named():
     with pytest.raises(Refused, match="lacks 'dataset_id'"):
         parse("train", {"model_id": "m-1", "name": "x"})
-    with pytest.raises(Refused, match="expected one of preprocess, train, optimize, predict"):
+    with pytest.raises(Refused, match="expected one of preprocess, train, tune, optimize, predict"):
         parse("deploy", {})
 
 
 def test_every_kind_has_a_service_and_a_target():
-    assert [cls.SERVICE for cls in KINDS.values()] == ["preprocessing", "training", "optimization", "optimization"]
+    assert [cls.SERVICE for cls in KINDS.values()] == ["preprocessing", "training", "training", "optimization",
+                                                        "optimization"]
     assert PredictJob("r-1", "x", "dataset:d-1").target == "predictions/r-1"
     assert PreprocessJob("d-1", "x").target == "datasets/d-1"
     assert TrainJob("m-1", "d-1", "x").target == "models/m-1"
+    assert TuneJob("m-1", "d-1", "x").target == "models/m-1"
     assert OptimizeJob("m-1", "x").target == ""
 
 

@@ -44,6 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="prepare, train, optimize and serve a dataset")
     train.add_argument("source", help="a folder, zip or tar, or cifar10, upload:ID, import:NAME")
     add_training_options(train)
+    tune = commands.add_parser("tune", help="try recipes on a dataset, optimize and serve the best")
+    tune.add_argument("dataset", help="a dataset id")
+    tune.add_argument("--name", default="", help="what clients call the model; by default what the dataset is called")
+    tune.add_argument("--trials", type=int, default=0, help="how many; the server's default when left out")
+    tune.add_argument("--budget", type=float, default=0.0, metavar="SECONDS", help="of training in all; 0: no limit")
+    tune.add_argument("--recipes", nargs="+", default=[], metavar="RECIPE", help="small and seed-cnn when left out")
+    tune.add_argument("--epochs", type=int, default=0, help="of a whole trial; 0: as the recipe says")
+    tune.add_argument("--seed", type=int, default=0)
     commands.add_parser("jobs", help="the latest jobs")
     for name, text in (("job", "follow a job to its end"), ("cancel", "cancel a job")):
         commands.add_parser(name, help=text).add_argument("id")
@@ -78,6 +86,12 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
             console.print(f"pipeline {accepted['pipeline']} makes {accepted['name']}")
             watch(client, accepted["jobs"], console)
             console.print(tables.card(client.card(accepted["model_id"])))
+        case "tune":
+            made = client.submit_tune(args.dataset, name=args.name, trials=args.trials, budget_s=args.budget,
+                                      recipes=args.recipes, epochs=args.epochs, seed=args.seed)
+            ended = watch(client, {stage: job["id"] for stage, job in made.items()}, console)
+            console.print(tables.tuned(ended["tune"]["result"]), soft_wrap=True)
+            console.print(tables.card(client.card(made["tune"]["job"]["model_id"])))
         case "jobs":
             console.print(tables.jobs(client.jobs()))
         case "job":

@@ -75,6 +75,19 @@ class Client:
         body = {"source": source, "preprocess": preprocess or {}, "train": train or {}, "optimize": optimize or {}}
         return self._call("POST", "/v1/pipelines", json={**body, "name": name} if name else body)
 
+    def submit_tune(self, dataset_id: str, *, name: str = "", trials: int = 0, budget_s: float = 0.0,
+                    recipes: Sequence[str] = (), epochs: int = 0, seed: int = 0) -> dict[str, Json]:
+        """Search for a recipe on a Dataset, then optimize the best Model. What is left out stays with the server.
+
+        Returns both jobs' views, {tune, optimize}; the Model is in `tune`'s `job.model_id`.
+        """
+        choice = {"name": name, "trials": trials, "budget_s": budget_s, "recipes": list(recipes), "epochs": epochs,
+                  "seed": seed}
+        body = {"kind": "tune", "dataset_id": dataset_id, **{k: v for k, v in choice.items() if v}}
+        tune = self._call("POST", "/v1/jobs", json=body)
+        after = {"kind": "optimize", "model_id": tune["job"]["model_id"]}
+        return {"tune": tune, "optimize": self._call("POST", "/v1/jobs", json=after)}
+
     def submit_predict(self, name: str, source: str, *, alias: str = "production", version: int = 0, variant: str = "",
                        embedding: bool = False) -> Json:
         """Have every image of a source labelled. source: `upload:<id>`, `dataset:<id>` or `dataset:<id>/<split>`.

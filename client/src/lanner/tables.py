@@ -83,6 +83,12 @@ def _tested(body: Json) -> str:
             f"the budget is {body['gate']['budget']:g} points.")
 
 
+def tuned(done: Json) -> str:
+    """A sentence on a TuneJob's result."""
+    return (f"{done['trials']} trials; the best, of recipe {done['recipe']}, has "
+            f"{100 * done['validation_accuracy']:.2f} % of the validation images right: {done['model_id']}")
+
+
 def batch(done: Json, path: str, size: int) -> str:
     """A sentence on a PredictJob's result, and where its table is."""
     right = f", {100 * done['accuracy']:.2f} % as labelled" if done["accuracy"] is not None else ""

@@ -20,7 +20,7 @@ from rq.timeouts import JobTimeoutException
 from shared import faults, gpu
 from shared.artifacts import open_artifact
 from shared.errors import Damaged, LannerError, NotFound, Refused
-from shared.jobs import TrainJob
+from shared.jobs import TrainJob, TuneJob
 from shared.ledger import TERMINAL, Ledger
 from shared.queue import connect, nudge
 from shared.settings import Settings, load
@@ -140,7 +140,7 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
         if result is None:
             ctx.work.mkdir(parents=True, exist_ok=True)
             if ctx.settings.device == "gpu":
-                count = ctx.settings.gpus_per_training if isinstance(job, TrainJob) else 1
+                count = ctx.settings.gpus_per_training if isinstance(job, (TrainJob, TuneJob)) else 1
                 with gpu.lease(ctx.root, ctx.wait_for_gpu, count):
                     result = body(job, ctx)
             else:

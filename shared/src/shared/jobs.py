@@ -62,6 +62,26 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
+class TuneJob:
+    """Dataset -> Model, the best of several trainings that are tried within a budget."""
+
+    SERVICE: ClassVar[str] = "training"
+    TIMEOUT_S: ClassVar[int] = 72 * 3600
+    model_id: str
+    dataset_id: str
+    name: str
+    trials: int = 20
+    budget_s: float = 0.0  # seconds of training in all trials, 0 for no limit; one trial always comes to its end
+    recipes: tuple[str, ...] = ("small", "seed-cnn")
+    epochs: int = 0  # of a whole trial; 0 as the recipe says
+    seed: int = 0
+
+    @property
+    def target(self) -> str:
+        return f"models/{self.model_id}"
+
+
+@dataclass(frozen=True)
 class OptimizeJob:
     """Model -> Variants, card and, if one passes the gate, the alias."""
 
@@ -103,9 +123,9 @@ class PredictJob:
         return f"predictions/{self.predictions_id}"
 
 
-Job = PreprocessJob | TrainJob | OptimizeJob | PredictJob
-KINDS: dict[str, type[Job]] = {"preprocess": PreprocessJob, "train": TrainJob, "optimize": OptimizeJob,
-                               "predict": PredictJob}
+Job = PreprocessJob | TrainJob | TuneJob | OptimizeJob | PredictJob
+KINDS: dict[str, type[Job]] = {"preprocess": PreprocessJob, "train": TrainJob, "tune": TuneJob,
+                               "optimize": OptimizeJob, "predict": PredictJob}
 
 
 def kind_of(job: Job) -> str:
@@ -159,9 +179,9 @@ def _typed(kind: str, name: str, value: Any, spec: "dataclasses.Field[Any]") -> 
     wanted = words.get(getattr(spec.type, "__name__", ""))
     if spec.type is float and type(value) is int:
         return float(value)
-    if name == "variants":
+    if name in ("variants", "recipes"):
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise Refused(f"{kind} job: variants is {value!r}, expected a list of names", "bad_job")
+            raise Refused(f"{kind} job: {name} is {value!r}, expected a list of names", "bad_job")
         return tuple(value)
     if name == "augmentation":
         if not isinstance(value, dict):
@@ -208,6 +228,17 @@ def _check(job: Job) -> None:
             if job.budget_s and (job.recipe != "auto" or job.epochs):
                 raise Refused(f"budget_s is {job.budget_s:g}, by which recipe auto chooses the epochs: ask for recipe "
                               "auto and leave epochs out, or leave budget_s out", "bad_job")
+        case TuneJob():
+            within("seed", 0, 2**31 - 1)
+            check_id(job.model_id, "model_id")
+            check_id(job.dataset_id, "dataset_id")
+            within("trials", 1, 1000)
+            within("budget_s", 0, job.TIMEOUT_S)
+            within("epochs", 0, 10_000)
+            if not job.recipes or len(set(job.recipes)) < len(job.recipes):
+                raise Refused(f"recipes is {list(job.recipes)}: expected some, each once", "bad_job")
+            for recipe in job.recipes:
+                check_id(recipe, "recipe")
         case OptimizeJob():
             within("seed", 0, 2**31 - 1)
             check_id(job.model_id, "model_id")

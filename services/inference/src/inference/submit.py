@@ -89,7 +89,7 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") 
         case "preprocess":
             fields["name"], fields["source"] = _name_and_source(root, fields)
             fields.setdefault("dataset_id", mint("d"))
-        case "train":
+        case "train" | "tune":
             fields.setdefault("model_id", mint("m"))
             parent = _maker(ledger, root, "datasets", fields.get("dataset_id"), fields)
         case "optimize":

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,7 +16,7 @@ from shared import faults
 from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
-from training import checkpoints, device, networks, transfer
+from training import augmentation, checkpoints, device, networks, transfer
 from training.evaluation import best_epoch, cross_entropy, new_predict
 from training.recipes import Recipe, learning_rate
 from training.replicas import mirrored
@@ -70,6 +71,7 @@ class Training:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.best: list[np.ndarray] = []
+        self.after_epoch: Callable[[], None] = lambda: None  # what it raises leaves `fit`
         self._seconds = [0.0, 0.0]  # of the epoch so far over all attempts: wall, CPU
         self._lap = (time.monotonic(), time.process_time())
         self._saved = self._told = time.monotonic()
@@ -99,6 +101,7 @@ class Training:
                 self._run_steps(run)
                 self._end_epoch()
                 writer.flush()
+                self.after_epoch()
         writer.close()
         self.model.set_weights(self.best)
 
@@ -227,19 +230,20 @@ class Training:
 
     def _stop_if_asked(self) -> None:
         if self.ctx.should_stop:
-            self._save()
+            self.save()
             self.ctx.check()
 
     def _save_if_older_than(self, seconds: float) -> None:
         if time.monotonic() - self._saved > seconds:
-            self._save()
+            self.save()
 
     def _count_time(self) -> None:
         lap = (time.monotonic(), time.process_time())
         self._seconds = [s + now - before for s, now, before in zip(self._seconds, lap, self._lap, strict=True)]
         self._lap = lap
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
         self._count_time()
         state = {"recipe": dataclasses.asdict(self.recipe), "seed": self.seed, "step": self.step,
                  "history": self.history, "totals": self.totals.numpy().tolist(), "seconds": self._seconds}
@@ -262,3 +266,9 @@ class Training:
         self.step, self.history, self._seconds = state["step"], state["history"], state["seconds"]
         self.totals.assign(tf.constant(state["totals"], tf.float64))
         log.info("resumed at step %d of %d", self.step, self.steps)
+
+
+def begin(dataset: Dataset, recipe: Recipe, seed: int, ctx: Attempt) -> Training:
+    """A training on the devices that the settings name. Raises Refused for an augmentation that can't work."""
+    augmentation.check(recipe.augmentation, dataset.spec.size)
+    return Training(dataset, recipe, seed, ctx, device.precision(ctx.settings), device.strategy())

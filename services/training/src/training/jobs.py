@@ -7,12 +7,16 @@ from typing import Any
 from shared.attempt import Attempt, attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
-from shared.jobs import TrainJob
+from shared.jobs import TrainJob, TuneJob
 from training.recipes import Recipe, resolve
 
 
 def run(job_id: str) -> dict[str, Any]:
-    return attempt(job_id, train)
+    return attempt(job_id, body)
+
+
+def body(job: TrainJob | TuneJob, ctx: Attempt) -> dict[str, Any]:
+    return tune(job, ctx) if isinstance(job, TuneJob) else train(job, ctx)
 
 
 def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
@@ -26,25 +30,19 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     began = time.monotonic()
     # Imported here, under the run lock: TensorFlow takes seconds, on a cold disk more than the keeper waits for an
     # attempt to begin; and a worker that has touched it can't fork.
-    from training import augmentation, auto, device, fitting, publishing
+    from training import auto, device, fitting, publishing
     from training.speedrun.fitting import Speedrun
 
-    dataset = Dataset(ctx.root, job.dataset_id)
-    images = {split: len(dataset.labels(split)) for split in ("train", "validation")}
-    if not all(images.values()):
-        raise Refused(f"dataset {dataset.id} has {images['train']} training and {images['validation']} validation "
-                      "images: training needs some of both", "no_images")
-    replicas = ctx.settings.gpus_per_training if ctx.settings.device == "gpu" else 1
+    dataset, replicas = _opened(job, ctx)
     name = device.prepare(ctx.settings)
 
     def ordinary(recipe: Recipe) -> fitting.Training:
-        augmentation.check(recipe.augmentation, dataset.spec.size)
-        return fitting.Training(dataset, recipe, job.seed, ctx, device.precision(ctx.settings), device.strategy())
+        return fitting.begin(dataset, recipe, job.seed, ctx)
 
     chosen: tuple[str, ...] = ()
     if job.recipe == "auto":
         job, chosen = auto.decide(job, dataset, ctx, replicas, ordinary, time.monotonic() - began)
-    recipe = dataclasses.replace(resolve(job, images["train"], replicas), chosen=chosen)
+    recipe = dataclasses.replace(resolve(job, len(dataset.labels("train")), replicas), chosen=chosen)
     training: publishing.Trained
     match recipe.network:
         case "speedrun":
@@ -54,3 +52,33 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     training.fit()
     summary: dict[str, Any] = publishing.publish_model(training, job, ctx, name)["summary"]
     return summary
+
+
+def tune(job: TuneJob, ctx: Attempt) -> dict[str, Any]:
+    """Try recipes on the job's Dataset and publish the best trial as models/<model_id>; returns its summary.
+
+    Raises as `train`, and
+        Refused: no trial came to its end.
+    """
+    from training import device, fitting, publishing, tuning
+
+    tuning.check(job)
+    dataset, replicas = _opened(job, ctx)
+    name = device.prepare(ctx.settings)
+    search = tuning.Search(job, dataset, ctx, replicas,
+                           lambda recipe, of_trial: fitting.begin(dataset, recipe, job.seed, of_trial))
+    search.run()
+    training = search.training()
+    training.fit()
+    summary: dict[str, Any] = publishing.publish_model(training, job, ctx, name, search.rows())["summary"]
+    return summary
+
+
+def _opened(job: TrainJob | TuneJob, ctx: Attempt) -> tuple[Dataset, int]:
+    """The job's Dataset, and how many GPUs share a batch. Raises Refused where there is nothing to learn from."""
+    dataset = Dataset(ctx.root, job.dataset_id)
+    images = {split: len(dataset.labels(split)) for split in ("train", "validation")}
+    if not all(images.values()):
+        raise Refused(f"dataset {dataset.id} has {images['train']} training and {images['validation']} validation "
+                      "images: training needs some of both", "no_images")
+    return dataset, ctx.settings.gpus_per_training if ctx.settings.device == "gpu" else 1

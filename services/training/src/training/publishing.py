@@ -13,7 +13,7 @@ from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import LannerError
 from shared.intervals import wilson
-from shared.jobs import TrainJob
+from shared.jobs import TrainJob, TuneJob
 from training.evaluation import Predict, confusion_matrix, new_predict
 from training.recipes import Recipe
 
@@ -27,6 +27,7 @@ class Trained(Protocol):
     dataset: Dataset
     recipe: Recipe
     seed: int
+    ctx: Attempt
     precision: str
     history: list[dict[str, Any]]
     model: keras.Model
@@ -40,8 +41,9 @@ class Trained(Protocol):
     def fit(self) -> None: ...
 
 
-def publish_model(training: Trained, job: TrainJob, ctx: Attempt, device: str) -> Manifest:
-    """Write models/<model_id> whole or not at all; returns its manifest.
+def publish_model(training: Trained, job: TrainJob | TuneJob, ctx: Attempt, device: str,
+                  trials: list[dict[str, Any]] | None = None) -> Manifest:
+    """Write models/<model_id> whole or not at all; returns its manifest. `trials`: those it is the best of.
 
     Raises:
         LannerError: the saved model answers other than the trained one.
@@ -49,7 +51,10 @@ def publish_model(training: Trained, job: TrainJob, ctx: Attempt, device: str) -
     ctx.report("publish", 0, 1)
     staging = stage(ctx.root, ctx.job_id)
     try:
-        manifest = _write(staging, training, job, ctx, device)
+        manifest = _write(staging, training, job, device)
+        if trials is not None:
+            write_json(staging / "trials.json", trials)
+            manifest["summary"]["trials"] = len(trials)
         manifest = publish(ctx.root, staging, job.target, manifest)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -58,7 +63,7 @@ def publish_model(training: Trained, job: TrainJob, ctx: Attempt, device: str) -
     return manifest
 
 
-def _write(staging: Path, training: Trained, job: TrainJob, ctx: Attempt, device: str) -> Manifest:
+def _write(staging: Path, training: Trained, job: TrainJob | TuneJob, device: str) -> Manifest:
     dataset, labels = training.dataset, list(training.dataset.spec.labels)
     images, truth = dataset.images("validation"), dataset.labels("validation")
     best = training.published
@@ -68,7 +73,7 @@ def _write(staging: Path, training: Trained, job: TrainJob, ctx: Attempt, device
     training.model.save(staging / "model.keras")
     write_json(staging / "history.json", training.history)
     write_json(staging / "confusion.json", {"labels": labels, "matrix": confusion.tolist(), "recall": recall})
-    shutil.copytree(ctx.work / "logs", staging / "logs")
+    shutil.copytree(training.ctx.work / "logs", staging / "logs")
     _write_golden(staging, training, images)
 
     seconds = round(sum(entry["seconds"] for entry in training.history), 1)
@@ -87,7 +92,8 @@ def _write(staging: Path, training: Trained, job: TrainJob, ctx: Attempt, device
         "device": device,
         "precision": training.precision,
         "seconds": seconds,
-        "summary": {"model_id": job.model_id, "name": job.name, "recipe": job.recipe, "epochs": len(training.history),
+        "summary": {"model_id": job.model_id, "name": job.name, "recipe": training.recipe.name,
+                    "epochs": len(training.history),
                     "validation_accuracy": best["validation_accuracy"], "seconds": seconds,
                     **({"chosen": list(training.recipe.chosen)} if training.recipe.chosen else {})},
     }
