@@ -54,6 +54,8 @@ def test_metrics_count_requests_images_and_jobs(serving: FlaskClient) -> None:
     assert seen["lanner_queue_length", "preprocessing"] == 1
     assert seen["lanner_queue_length", "training"] == 0
     assert seen["lanner_loaded_variants",] == 1
+    lines = [line.rpartition(" ")[0] for line in serving.get("/metrics").text.splitlines() if line[0] != "#"]
+    assert len(lines) == len(set(lines)), "a sample twice: Prometheus refuses the whole scrape"
 
 
 @pytest.mark.skipif(bool(gpu.find()), reason="this host has a GPU")

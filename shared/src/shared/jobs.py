@@ -199,9 +199,10 @@ def _check(job: Job) -> None:
             raise Refused(f"{name} is {value}: expected {low:g} to {high:g}", "bad_job")
 
     check_id(job.name, "name")
+    if not isinstance(job, PredictJob):
+        within("seed", 0, 2**31 - 1)
     match job:
         case PreprocessJob():
-            within("seed", 0, 2**31 - 1)
             check_id(job.dataset_id, "dataset_id")
             if job.size:
                 within("size", 32, 256)
@@ -214,7 +215,6 @@ def _check(job: Job) -> None:
             if word == "upload":
                 check_id(rest, "upload id")
         case TrainJob():
-            within("seed", 0, 2**31 - 1)
             check_id(job.model_id, "model_id")
             check_id(job.dataset_id, "dataset_id")
             check_id(job.recipe, "recipe")
@@ -229,7 +229,6 @@ def _check(job: Job) -> None:
                 raise Refused(f"budget_s is {job.budget_s:g}, by which recipe auto chooses the epochs: ask for recipe "
                               "auto and leave epochs out, or leave budget_s out", "bad_job")
         case TuneJob():
-            within("seed", 0, 2**31 - 1)
             check_id(job.model_id, "model_id")
             check_id(job.dataset_id, "dataset_id")
             within("trials", 1, 1000)
@@ -240,7 +239,6 @@ def _check(job: Job) -> None:
             for recipe in job.recipes:
                 check_id(recipe, "recipe")
         case OptimizeJob():
-            within("seed", 0, 2**31 - 1)
             check_id(job.model_id, "model_id")
             check_id(job.alias, "alias")
             within("budget", 0, 100)

@@ -115,9 +115,9 @@ class Jobs(Collector):
         yield jobs
         queues = GaugeMetricFamily("lanner_queue_length", "deliveries waiting for a worker", labels=["queue"])
         try:
-            for cls in KINDS.values():
-                length = self._ledger.redis.llen(queue_of(cls.SERVICE, self._ledger.redis).key)
-                queues.add_metric([cls.SERVICE], float(length))
+            for service in sorted({cls.SERVICE for cls in KINDS.values()}):
+                length = self._ledger.redis.llen(queue_of(service, self._ledger.redis).key)
+                queues.add_metric([service], float(length))
         except RedisError:
             return
         yield queues

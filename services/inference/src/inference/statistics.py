@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from inference.predictor import Answer
 
@@ -122,7 +123,8 @@ class Statistics:
         """Of the requests that ended in the last `seconds`, failed ones too; None where there were none."""
         since = time.monotonic_ns() - int(1e9 * seconds)
         with self._lock:
-            took = sorted(ns for at, ns in self._recent if at >= since)
+            took = [ns for _, ns in takewhile(lambda ended: ended[0] >= since, reversed(self._recent))]
+        took.sort()
         return took[math.ceil(0.99 * len(took)) - 1] / 1e6 if took else None
 
     def end(self, timing: Timing, failed: bool) -> None:

@@ -3,6 +3,7 @@
 <work>/ckpt-<step>/   arrays.npz, state.json, manifest.json with their sizes and SHA-256, written last
 """
 
+import dataclasses
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ import numpy as np
 
 from shared.artifacts import MANIFEST, fsync_dir, read_json, sha256, write_bytes, write_json
 from shared.errors import LannerError
+from training.recipes import Recipe
 
 log = logging.getLogger("lanner.training")
 KEPT = 2
@@ -43,6 +45,13 @@ def save(work: Path, step: int, state: State, arrays: Arrays) -> Path:
 def found(work: Path) -> list[Path]:
     """The checkpoints of a job, newest first."""
     return sorted((p for p in work.glob("ckpt-*") if p.name[5:].isdigit()), key=lambda p: -int(p.name[5:]))
+
+
+def newest_of(work: Path, recipe: Recipe, seed: int) -> tuple[State, Arrays] | None:
+    """The newest whole checkpoint, if it is of this recipe and seed."""
+    kept = newest(work)
+    wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return kept if kept and (kept[0].get("recipe"), kept[0].get("seed")) == (wanted, seed) else None
 
 
 def newest(work: Path) -> tuple[State, Arrays] | None:

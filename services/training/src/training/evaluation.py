@@ -1,11 +1,14 @@
 """What a network's answers are worth, and which epoch's are the best."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from shared.errors import Refused
 
 MEGAPIXEL = 2**20
 Predict = Callable[..., np.ndarray]
@@ -23,6 +26,21 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean of -log p(label); probabilities float32 [N, K], labels int32 [N]."""
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(of_label, 1e-12)).mean())
+
+
+def refuse_divergence(loss: float, epoch: int, rate: float) -> None:
+    """Raise Refused when the loss of an epoch (from 1), trained at this highest rate, is no number."""
+    if not math.isfinite(loss):
+        raise Refused(f"training diverged in epoch {epoch}: the loss is {loss}; ask for a learning_rate below {rate:g}",
+                      "diverged")
+
+
+def tell_epoch(entry: dict[str, Any], step: int) -> None:
+    """An epoch's entry of the history, to TensorBoard."""
+    for name in ("loss", "accuracy", "learning_rate"):
+        tf.summary.scalar(f"train/{name}", entry[name], step)
+    for name in ("loss", "accuracy"):
+        tf.summary.scalar(f"validation/{name}", entry[f"validation_{name}"], step)
 
 
 def new_predict(model: keras.Model) -> Predict:

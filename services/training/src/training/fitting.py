@@ -1,9 +1,7 @@
 """The training loop: steps, validation, checkpoints, and a stop at any step that resumes bit for bit on a CPU."""
 
 import dataclasses
-import json
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +13,8 @@ import tensorflow as tf
 from shared import faults
 from shared.attempt import Attempt
 from shared.datasets import Dataset
-from shared.errors import Refused
 from training import augmentation, checkpoints, device, networks, transfer
-from training.evaluation import best_epoch, cross_entropy, new_predict
+from training.evaluation import best_epoch, cross_entropy, new_predict, refuse_divergence, tell_epoch
 from training.recipes import Recipe, learning_rate
 from training.replicas import mirrored
 from training.steps import Run, class_weights, fed, new_optimizer, new_step, resident
@@ -170,10 +167,7 @@ class Training:
                  "validation_loss": validation_loss, "validation_accuracy": validation_accuracy,
                  "learning_rate": learning_rate(self.recipe, self.step - 1, self.steps),
                  "seconds": round(self._seconds[0], 3), "cpu_seconds": round(self._seconds[1], 3)}
-        for name in ("loss", "accuracy", "learning_rate"):
-            tf.summary.scalar(f"train/{name}", entry[name], self.step)
-        for name in ("loss", "accuracy"):
-            tf.summary.scalar(f"validation/{name}", entry[f"validation_{name}"], self.step)
+        tell_epoch(entry, self.step)
         self.history.append(entry)
         if best_epoch(self.history) == len(self.history) - 1:
             self.best = self.model.get_weights()
@@ -198,9 +192,7 @@ class Training:
         return loss, accuracy
 
     def _refuse_divergence(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise Refused(f"training diverged in epoch {len(self.history) + 1}: the loss is {loss}; ask for a "
-                          f"learning_rate below {self.recipe.learning_rate:g}", "diverged")
+        refuse_divergence(loss, len(self.history) + 1, self.recipe.learning_rate)
 
     def _waited_long_enough(self) -> bool:
         found = [entry["validation_accuracy"] for entry in self.history]
@@ -255,10 +247,10 @@ class Training:
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint of this recipe and seed, if there is one."""
-        state, arrays = checkpoints.newest(self.ctx.work) or ({}, {})
-        wanted = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
-        if (state.get("recipe"), state.get("seed")) != (wanted, self.seed):
+        kept = checkpoints.newest_of(self.ctx.work, self.recipe, self.seed)
+        if kept is None:
             return
+        state, arrays = kept
         for kind, variables in (("model", self.trained.variables), ("optimizer", self.optimizer.variables)):
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"{kind}-{i}"])

@@ -4,7 +4,6 @@ The host only says what comes next: it reads what a program has found while the 
 """
 
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -19,7 +18,7 @@ from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
 from training import augmentation, checkpoints, device, networks
-from training.evaluation import cross_entropy, new_predict
+from training.evaluation import cross_entropy, new_predict, refuse_divergence, tell_epoch
 from training.recipes import Recipe, learning_rate
 from training.speedrun import network, program, twin
 from training.speedrun.network import Layout
@@ -122,9 +121,7 @@ class Speedrun:
             step, sums, logits = self._waiting.popleft()
             self._sums += sums.numpy()
             loss, accuracy = self._sums / ((step - 1) % self.plan.steps_an_epoch + 1)
-            if not math.isfinite(loss):
-                raise Refused(f"training diverged in epoch {len(self.history) + 1}: the loss is {loss}; ask for a "
-                              f"learning_rate below {self.recipe.learning_rate:g}", "diverged")
+            refuse_divergence(loss, len(self.history) + 1, self.recipe.learning_rate)
             if logits is not None:
                 self._end_epoch(step, loss, accuracy, tf.nn.softmax(logits).numpy())
             metrics = {"epoch": -(-step // self.plan.steps_an_epoch), "loss": round(loss, 4),
@@ -138,10 +135,7 @@ class Speedrun:
         entry = {"epoch": len(self.history) + 1, "step": step, "loss": float(loss), "accuracy": float(accuracy),
                  **self._validation(found), "learning_rate": learning_rate(self.recipe, step - 1, self.plan.steps),
                  "seconds": round(self._seconds[0], 3), "cpu_seconds": round(self._seconds[1], 3)}
-        for name in ("loss", "accuracy", "learning_rate"):
-            tf.summary.scalar(f"train/{name}", entry[name], step)
-        for name in ("loss", "accuracy"):
-            tf.summary.scalar(f"validation/{name}", entry[f"validation_{name}"], step)
+        tell_epoch(entry, step)
         self.history.append(entry)
         self._sums, self._seconds = np.zeros(2), [0.0, 0.0]
 
@@ -185,10 +179,10 @@ class Speedrun:
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint of this recipe and seed, if there is one."""
-        state, arrays = checkpoints.newest(self.ctx.work) or ({}, {})
-        wanted = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
-        if (state.get("recipe"), state.get("seed")) != (wanted, self.seed):
+        kept = checkpoints.newest_of(self.ctx.work, self.recipe, self.seed)
+        if kept is None:
             return
+        state, arrays = kept
         flat = [tf.constant(arrays[f"state-{i}"]) for i in range(len(tf.nest.flatten(self.state)))]
         self.state: State = tf.nest.pack_sequence_as(self.state, flat)
         self.first_layer = tf.constant(arrays["first_layer"])
