@@ -176,6 +176,27 @@ def test_batch_submits_follows_and_downloads_the_table(server, client, tmp_path)
     assert "3 images by onnx-fp32 of version 1 in 0.5 s, 1 not readable" in text.getvalue()
 
 
+def test_shadow_tells_how_often_which_labels_differ(server, client):
+    side = {"version": 1, "variant": "onnx-fp32"}
+    told = {"name": "flowers", "share": 0.1, "production": side, "candidate": {**side, "version": 2}, "mirrored": 200,
+            "dropped": 3, "failed": 0, "rate": 0.01, "interval": [0.002749, 0.035733],
+            "confusion": [{"production": "rose", "candidate": "rose", "images": 198},
+                          {"production": "rose", "candidate": "tulip", "images": 2}],
+            "run_ms": {"production": {"p50": 0.31, "p99": 0.9, "images_per_run": 1.4}, "candidate": None}}
+    nothing = {**told, "mirrored": 0, "share": 0.0}
+    server.answers["GET /v1/models/flowers/shadow"] = [(200, told), (200, nothing), (200, {**told, "candidate": None})]
+    text = io.StringIO()
+    for _ in range(3):
+        execute(_parser().parse_args(["shadow", "flowers"]), client, Console(file=text, width=200))
+    lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
+    assert lines[0] == ("flowers: the candidate disagrees on 1.00 % (0.27 to 3.57) of 200 live images, 3 dropped, "
+                        "0 failed")
+    assert lines[2:6] == ["production 1 onnx-fp32 0.31 0.90 1.4", "candidate 2 onnx-fp32",
+                          "production says candidate says images", "rose tulip 2"]
+    assert "SHADOW_SHARE is 0" in lines[6]
+    assert "flowers has no candidate in memory" in lines[7]
+
+
 def test_a_table_that_does_not_exist_leaves_no_file(server, client, tmp_path):
     server.answers = {"*": (404, {"error": {"code": "not_found", "message": "predictions/r-9 does not exist"}})}
     with pytest.raises(LannerError, match="r-9 does not exist") as caught:

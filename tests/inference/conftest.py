@@ -38,14 +38,14 @@ def png(color: tuple[int, int, int], size: int = SIZE, form: str = "PNG") -> byt
     return out.getvalue()
 
 
-def onnx_bytes(weights: np.ndarray) -> bytes:
+def onnx_bytes(weights: np.ndarray, size: int = SIZE) -> bytes:
     """A network of a Variant's form: uint8 NHWC -> mean over the pixels -> a product -> softmax; float32 [3, 3]."""
     nodes = [helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
              helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
              helper.make_node("MatMul", ["means", "weights"], ["logits"]),
              helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)]
     graph = helper.make_graph(
-        nodes, "tiny", [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, 3])],
+        nodes, "tiny", [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", size, size, 3])],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(LABELS)])],
         [numpy_helper.from_array(weights.astype(np.float32), "weights"),
          numpy_helper.from_array(np.array([1, 2], np.int64), "axes")])
@@ -55,31 +55,33 @@ def onnx_bytes(weights: np.ndarray) -> bytes:
 
 
 def publish_variant(root: Path, model_id: str, variant: str = "onnx-fp32",
-                    weights: np.ndarray | bytes | None = None) -> None:
+                    weights: np.ndarray | bytes | None = None, size: int = SIZE) -> None:
     """A Variant as optimization publishes it; weights other than the identity change what it answers.
 
     Bytes are those of another network of a Variant's form.
     """
     staging = artifacts.stage(root, "j-test")
-    network = weights if isinstance(weights, bytes) else onnx_bytes(np.eye(3) * 0.05 if weights is None else weights)
+    network = weights if isinstance(weights, bytes) else \
+        onnx_bytes(np.eye(3) * 0.05 if weights is None else weights, size)
     (staging / "model.onnx").write_bytes(network)
-    images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (16, size, size, 3), np.uint8)
     session = OnnxSession(staging / "model.onnx")
     np.savez(staging / "golden.npz", images=images, probabilities=session.run(images))
     session.close()
     form, precision = variant.split("-")
-    spec = {"size": SIZE, "labels": LABELS, "mean": [0.5] * 3, "std": [0.25] * 3}
+    spec = {"size": size, "labels": LABELS, "mean": [0.5] * 3, "std": [0.25] * 3}
     artifacts.publish(root, staging, f"variants/{model_id}/{variant}",
                       {"format": form, "precision": precision, "spec": spec, "model": model_id, "summary": {}})
 
 
-def publish_model(root: Path, name: str, model_id: str, **variants: np.ndarray | bytes | None) -> int:
+def publish_model(root: Path, name: str, model_id: str, *, size: int = SIZE,
+                  **variants: np.ndarray | bytes | None) -> int:
     """A Model's version under a Name with its Variants (`onnx_fp32=weights`). Returns the version."""
     staging = artifacts.stage(root, "j-test")
     (staging / "model.keras").write_bytes(b"weights")
     artifacts.publish(root, staging, f"models/{model_id}", {"name": name, "summary": {"validation_accuracy": 0.9}})
     for variant, weights in (variants or {"onnx_fp32": None}).items():
-        publish_variant(root, model_id, variant.replace("_", "-"), weights)
+        publish_variant(root, model_id, variant.replace("_", "-"), weights, size)
     return artifacts.register_version(root, name, model_id)
 
 

@@ -23,6 +23,7 @@ def test_values_are_read_as_their_type():
                                            ({"GPUS_PER_TRAINING": "0"}, "expected 1 or more"),
                                            ({"GPU_MEMORY_MIB": "-1"}, "expected 0 or more"),
                                            ({"SERVING_P99_MS": "-1"}, "expected 0 or more"),
+                                           ({"SHADOW_SHARE": "1.5"}, "expected 0 to 1"),
                                            ({"ENGINE_BATCHES": "1,64"}, "expected three numbers"),
                                            ({"ENGINE_BATCHES": "8,64,128"}, "the first of them 1"),
                                            ({"ENGINE_BATCHES": "1,64,32"}, "that don't fall")])

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("version", type=int)
     promote.add_argument("variant")
     promote.add_argument("--alias", default="production")
+    commands.add_parser("shadow", help="how the candidate answers live images beside production").add_argument("name")
     predict = commands.add_parser("predict", help="label images")
     predict.add_argument("name")
     predict.add_argument("image", nargs="+", type=Path)
@@ -106,6 +107,8 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "promote":
             moved = client.promote(args.name, args.version, args.variant, args.alias)
             console.print(f"{args.name}@{args.alias} is {moved['variant']} of version {moved['version']}")
+        case "shadow":
+            console.print(tables.shadow(client.shadow(args.name)), soft_wrap=True)
         case "predict":
             answer = client.predict(args.name, args.image)
             console.print(tables.predictions(answer, [str(i) for i in args.image]))

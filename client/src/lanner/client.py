@@ -177,6 +177,14 @@ class Client:
         """Point an alias at a Variant of a version."""
         return self._call("PUT", f"/v1/models/{name}/aliases/{alias}", json={"version": version, "variant": variant})
 
+    def shadow(self, name: str) -> Json:
+        """How a Name's candidate answers live images beside production.
+
+        Returns {share, production, candidate, mirrored, dropped, failed, disagreements, rate, interval, confusion,
+        run_ms, ...}; the interval has 95 %.
+        """
+        return self._call("GET", f"/v1/models/{name}/shadow")
+
     def predict(self, name: str, images: Image | Sequence[Image], *, alias: str = "production", version: int = 0,
                 variant: str = "", top_k: int = 0) -> Json:
         """Label images with the Variant that an alias of a Name points at, or that of a version, or a named Variant.

@@ -83,6 +83,31 @@ def _tested(body: Json) -> str:
             f"the budget is {body['gate']['budget']:g} points.")
 
 
+def shadow(body: Json) -> Group:
+    """What a candidate answers beside production: a sentence, both latencies, a row per pair of labels that differ."""
+    sides = {alias: body[alias] for alias in ("production", "candidate")}
+    missing = [alias for alias, at in sides.items() if at is None]
+    if missing:
+        return Group(f"{body['name']} has no {missing[0]} in memory: lanner promote --alias {missing[0]} points one")
+    says = f"of {body['mirrored']:,} live images, {body['dropped']:,} dropped, {body['failed']:,} failed"
+    if not body["mirrored"]:
+        why = "" if body["share"] else ": SHADOW_SHARE is 0, so that none are mirrored"
+        return Group(f"{body['name']}: nothing is known yet {says}{why}")
+    low, high = body["interval"]
+    says = (f"{body['name']}: the candidate disagrees on {100 * body['rate']:.2f} % ({100 * low:.2f} to "
+            f"{100 * high:.2f}) {says}")
+    runs = Table("alias", "version", "variant", "p50 ms", "p99 ms", "images a run", box=None)
+    for alias, at in sides.items():
+        ms = body["run_ms"][alias]
+        figures = [f"{ms['p50']:.2f}", f"{ms['p99']:.2f}", f"{ms['images_per_run']:.1f}"] if ms else [""] * 3
+        runs.add_row(alias, str(at["version"]), at["variant"], *figures)
+    pairs = Table("production says", "candidate says", "images", box=None)
+    for row in body["confusion"]:
+        if row["production"] != row["candidate"]:
+            pairs.add_row(row["production"], row["candidate"], f"{row['images']:,}")
+    return Group(says, runs, *([pairs] if pairs.row_count else []))
+
+
 def tuned(done: Json) -> str:
     """A sentence on a TuneJob's result."""
     return (f"{done['trials']} trials; the best, of recipe {done['recipe']}, has "

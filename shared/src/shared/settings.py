@@ -38,6 +38,7 @@ class Settings:
     mixed_precision: str = "auto"
     engine_batches: str = "1,64,1024"
     serving_p99_ms: int = 0
+    shadow_share: float = 0.0
     log_level: str = "INFO"
     fault: str = ""
 
@@ -67,6 +68,7 @@ DESCRIPTIONS = {
     "mixed_precision": "auto or off: whether trainings compute in bfloat16 on GPUs that have it",
     "engine_batches": "images at once that a TensorRT engine takes: least (1), usual, most",
     "serving_p99_ms": "milliseconds of a prediction (p99) above which trainings on its GPU pause, 0 for none",
+    "shadow_share": "share of live images, 0 to 1, that a name's candidate answers too, to be compared",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
     "fault": "for tests: a named point at which the process kills itself",
 }
@@ -104,6 +106,8 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"GPU_MEMORY_MIB={settings.gpu_memory_mib} can't be: expected 0 or more")
     if settings.serving_p99_ms < 0:
         raise SettingsError(f"SERVING_P99_MS={settings.serving_p99_ms} can't be: expected 0 or more")
+    if not 0 <= settings.shadow_share <= 1:
+        raise SettingsError(f"SHADOW_SHARE={settings.shadow_share} can't be: expected 0 to 1")
     batches(settings)
     return settings
 

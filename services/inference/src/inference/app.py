@@ -17,6 +17,7 @@ from inference.latency import tell
 from inference.loaded import LoadedModels
 from inference.metrics import Jobs, Meters
 from inference.patience import impatient
+from inference.shadow import Shadow
 from inference.statistics import Statistics
 from inference.v2 import routes as v2
 from inference.v2.gpu_metrics import GpuMetrics
@@ -47,7 +48,8 @@ def create_app(settings: Settings) -> Flask:
     meters.registry.register(ModelMetrics(statistics))
     meters.registry.register(GpuMetrics())
     app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake, statistics,
-                                   Regions(settings.system_shared_memory == "on", settings.request_limit_mib << 20))
+                                   Regions(settings.system_shared_memory == "on", settings.request_limit_mib << 20),
+                                   Shadow(loaded, meters, settings.shadow_share))
     if settings.serving_p99_ms:
         tell(statistics, impatient(settings), settings.device)
     errors.register(app)

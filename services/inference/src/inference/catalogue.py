@@ -97,6 +97,13 @@ def move_alias(name: str, alias: str) -> Response:
     return jsonify({"name": name, "alias": alias, **record})
 
 
+@bp.get("/v1/models/<name>/shadow")
+def shadow(name: str) -> Response:
+    """How the candidate answers live images beside production."""
+    _versions(_root(), name)
+    return jsonify(api().shadow.report(name))
+
+
 @bp.get("/v1/cards/<model_id>")
 def card(model_id: str) -> Response:
     model_id, _, form = model_id.partition(".")

@@ -8,6 +8,7 @@ from redis import Redis
 from inference.body import Intake
 from inference.loaded import LoadedModels
 from inference.metrics import Meters
+from inference.shadow import Shadow
 from inference.statistics import Statistics
 from inference.v2.shared_memory import Regions
 from shared.ledger import Ledger
@@ -24,6 +25,7 @@ class Api:
     intake: Intake
     statistics: Statistics
     regions: Regions
+    shadow: Shadow
 
 
 def api() -> Api:

@@ -163,6 +163,14 @@ class LoadedModels:
             if place[0] == name and place not in self._aliases:
                 raise Refused(f"failed to load '{name}@{place[1]}': {refusal.reason}", "model_refused")
 
+    def pointed(self, name: str, alias: str) -> Served | None:
+        """What an alias points at, if that is in memory; nothing is loaded or waited for."""
+        return self._aliases.get((name, alias))
+
+    def busy(self) -> bool:
+        """Whether an image waits or runs, for whichever Variant."""
+        return self._memory.busy()
+
     def state(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(serving, refused): what /readyz lists."""
         serving = [{"name": name, "alias": alias, "version": s.version, "model_id": s.loaded.model,

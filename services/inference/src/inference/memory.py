@@ -76,6 +76,10 @@ class Memory:
         """Whether a Variant of this Model is in memory."""
         return any(key[0] == model for key in list(self._loaded))
 
+    def busy(self) -> bool:
+        """Whether an image waits or runs."""
+        return any(loaded.predictor.images for loaded in list(self._loaded.values()))
+
     def forget(self, models: Collection[str], pinned: Iterable[Key] | None = None) -> list[Loaded]:
         """Drop what is not pinned of these Models; `pinned` replaces what is. Returns what will be closed."""
         with self.loading:

@@ -42,14 +42,15 @@ class Histogram:
 
 
 class Histograms(Collector):
-    """Of one name: by stage, or one alone under "" without a label."""
+    """Of one name: by stage, or what else `label` says; or one alone under "" without a label."""
 
-    def __init__(self, name: str, what: str, bounds: Sequence[float], stages: Sequence[str] = ("",)):
-        self._name, self._what = name, what
+    def __init__(self, name: str, what: str, bounds: Sequence[float], stages: Sequence[str] = ("",),
+                 label: str = "stage"):
+        self._name, self._what, self._label = name, what, label
         self.of = {stage: Histogram(bounds) for stage in stages}
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._what, labels=["stage"] if "" not in self.of else [])
+        family = HistogramMetricFamily(self._name, self._what, labels=[self._label] if "" not in self.of else [])
         for stage, histogram in self.of.items():
             family.add_metric([stage] if stage else [], *histogram.read())
         yield family
@@ -71,6 +72,14 @@ class Meters:
         self._batch = batch.of[""]
         self.registry.register(seconds)
         self.registry.register(batch)
+        shadow = Histograms("lanner_shadow_seconds", "compute of the runs that mirrored images were in", SECONDS,
+                            ("production", "candidate"), "alias")
+        self.registry.register(shadow)
+        self.shadow_seconds = shadow.of
+        self._shadowed = Counter("lanner_shadow_images_total", "live images picked for the candidate",
+                                 ["model", "outcome"], registry=self.registry)
+        self._disagreed = Counter("lanner_shadow_disagreements_total", "compared images with two labels", ["model"],
+                                  registry=self.registry)
         self.loaded = Gauge("lanner_loaded_variants", "variants in memory", registry=self.registry)
 
     def answered(self, method: str, route: str, code: int) -> None:
@@ -86,6 +95,11 @@ class Meters:
         if succeeded:
             self._compute.observe(seconds)
             self._batch.observe(images)
+
+    def shadowed(self, model: str, outcome: str, images: int, disagreements: int = 0) -> None:
+        """Count picked images. outcome: compared, dropped or failed."""
+        self._shadowed.labels(model, outcome).inc(images)
+        self._disagreed.labels(model).inc(disagreements)
 
     def _child(self, counter: Counter, *labels: str) -> Counter:
         """Finding a labelled counter takes longer than counting. There are as many as there are in the registry."""

@@ -47,4 +47,5 @@ def scores(context: Api, timing: Timing, name: str, alias: str, version: int | N
             timing.computed(answer, len(batch))
             context.meters.predicted(name, len(batch))
             assert answer.scores is not None
+            context.shadow.mirror(name, served, batch, answer, batch_of)
             return served, answer.scores

@@ -95,12 +95,26 @@ function table(job) {
 
 // Models
 
-function modelItem(model) {
+function modelItem(model, shadow) {
   const rows = Object.entries(model.aliases).map(([alias, to]) => el("div", {className: "row"},
     el("span", {textContent: `${alias} → version ${to.version}, ${to.variant}`}),
     el("small", {textContent: to.manifest_sha256.slice(0, 12)}),
     el("a", {href: `/v1/cards/${to.model}.html`, textContent: "release card"})));
-  return el("li", {}, el("b", {textContent: model.name}), ` ${Object.keys(model.versions).length} version(s)`, ...rows);
+  return el("li", {}, el("b", {textContent: model.name}), ` ${Object.keys(model.versions).length} version(s)`, ...rows, ...(shadow ? [shadowItem(shadow)] : []));
+}
+
+const percent = share => `${(100 * share).toFixed(2)} %`;
+
+function shadowItem(shadow) {
+  const {production, candidate} = shadow.run_ms, differ = shadow.confusion.filter(c => c.production !== c.candidate).slice(0, 6);
+  const says = shadow.mirrored ? [`candidate disagrees on ${percent(shadow.rate)} (${shadow.interval.map(percent).join(" to ")}) of ${shadow.mirrored} live images`,
+    `p50 ${number(candidate.p50)} ms, production ${number(production.p50)} ms`] : shadow.share ? ["no live image was mirrored yet"] : ["SHADOW_SHARE is 0: live images are not mirrored"];
+  if (shadow.dropped) says.push(`${shadow.dropped} dropped`);
+  if (shadow.failed) says.push(`${shadow.failed} failed`);
+  const head = el("tr", {}, ...["production says", "candidate says", "images"].map(textContent => el("th", {textContent, scope: "col"})));
+  const rows = differ.map(c => el("tr", {}, el("td", {textContent: c.production}), el("td", {textContent: c.candidate}),
+    el("td", {}, el("progress", {max: differ[0].images, value: c.images, ariaLabel: `${c.production} as ${c.candidate}`}), ` ${c.images}`)));
+  return el("div", {}, el("small", {textContent: says.join(" · ")}), ...(rows.length ? [el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows))] : []));
 }
 
 // Trying it
@@ -139,7 +153,9 @@ async function refresh() {
       fetch("/readyz").then(r => r.json())]);
     if (!$("jobs").contains(document.activeElement))  // a button that somebody is about to press stays
       $("jobs").replaceChildren(...(jobs.length ? jobs.map(jobItem) : [el("li", {className: "soft", textContent: "none yet"})]));
-    $("models").replaceChildren(...(models.length ? models.map(modelItem) : [el("li", {className: "soft", textContent: "none yet"})]));
+    const shadows = await Promise.all(models.map(({name, aliases}) => aliases.candidate && aliases.production ?
+      call(`/v1/models/${encodeURIComponent(name)}/shadow`) : null));
+    $("models").replaceChildren(...(models.length ? models.map((model, i) => modelItem(model, shadows[i])) : [el("li", {className: "soft", textContent: "none yet"})]));
     const names = [...new Set(ready.models.filter(m => m.alias === "production").map(m => m.name))];
     if (names.join() !== [...$("model").options].map(o => o.value).join())
       $("model").replaceChildren(...names.map(name => el("option", {textContent: name, value: name})));
