@@ -96,6 +96,23 @@ def test_an_alias_moves_and_counts_its_moves(published: FlaskClient, root: Path)
         assert record["moved_by"] == "api"
 
 
+def test_one_call_rolls_back_and_another_one_forward(published: FlaskClient, root: Path) -> None:
+    back = "/v1/models/colors/aliases/production/rollback"
+    assert (published.post(back).status_code, published.post("/v1/models/cats/aliases/a/rollback").status_code) == (404,
+                                                                                                                    404)
+    places = [(1, "onnx-int8"), (2, "onnx-fp32")]
+    for version, variant in [*places, places[1]]:  # the second one twice, as after a rebuild
+        published.put("/v1/models/colors/aliases/production", json={"version": version, "variant": variant})
+        if (version, variant) == places[0]:
+            first = published.post(back)
+            assert (first.status_code, first.json["error"]["code"]) == (409, "no_previous")
+    for expected in (places[0], places[1]):
+        answer = published.post(back)
+        assert (answer.status_code, answer.json["version"], answer.json["variant"]) == (200, *expected)
+        record = artifacts.aliases(root, "colors")["production"]
+        assert (record["version"], record["variant"]) == expected
+
+
 @pytest.mark.parametrize(("path", "body", "status"), [
     ("colors/aliases/production", {"version": 3, "variant": "onnx-fp32"}, 404),
     ("colors/aliases/production", {"version": 2, "variant": "onnx-int8"}, 404),

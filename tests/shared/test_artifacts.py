@@ -84,6 +84,20 @@ def test_an_alias_does_not_move_to_what_is_absent_or_damaged(root):
     assert aliases(root, "cats") == {}
 
 
+def test_a_rollback_does_not_undo_a_move_that_it_has_not_seen(root):
+    for variant in ("onnx-fp32", "onnx-int8"):
+        make(root, f"variants/m-1/{variant}")
+    register_version(root, "cats", "m-1")
+    promote(root, "cats", "production", 1, "onnx-fp32", by="j-1")
+    seen = promote(root, "cats", "production", 1, "onnx-int8", by="j-2")
+    assert seen["previous"] == {"version": 1, "variant": "onnx-fp32"}
+    later = promote(root, "cats", "production", 1, "onnx-fp32", by="j-3")
+    with pytest.raises(Conflict, match="moved by j-3 just now"):
+        promote(root, "cats", "production", 1, "onnx-fp32", by="api", seq=seen["seq"])
+    assert aliases(root, "cats")["production"] == later
+    assert artifacts.roll_back(root, "cats", "production", by="api")["variant"] == "onnx-int8"
+
+
 def test_the_gate_leaves_an_alias_that_was_moved_after_its_job_was_accepted(root):
     make(root, "variants/m-1/onnx-fp32")
     register_version(root, "cats", "m-1")

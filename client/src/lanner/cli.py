@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("version", type=int)
     promote.add_argument("variant")
     promote.add_argument("--alias", default="production")
+    rollback = commands.add_parser("rollback", help="point an alias at what it pointed at before")
+    rollback.add_argument("name")
+    rollback.add_argument("--alias", default="production")
     commands.add_parser("shadow", help="how the candidate answers live images beside production").add_argument("name")
     predict = commands.add_parser("predict", help="label images")
     predict.add_argument("name")
@@ -107,6 +110,9 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "promote":
             moved = client.promote(args.name, args.version, args.variant, args.alias)
             console.print(f"{args.name}@{args.alias} is {moved['variant']} of version {moved['version']}")
+        case "rollback":
+            moved = client.roll_back(args.name, args.alias)
+            console.print(f"{args.name}@{args.alias} is {moved['variant']} of version {moved['version']} again")
         case "shadow":
             console.print(tables.shadow(client.shadow(args.name)), soft_wrap=True)
         case "predict":

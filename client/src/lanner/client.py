@@ -177,6 +177,10 @@ class Client:
         """Point an alias at a Variant of a version."""
         return self._call("PUT", f"/v1/models/{name}/aliases/{alias}", json={"version": version, "variant": variant})
 
+    def roll_back(self, name: str, alias: str = "production") -> Json:
+        """Point an alias at what it pointed at before."""
+        return self._call("POST", f"/v1/models/{name}/aliases/{alias}/rollback")
+
     def shadow(self, name: str) -> Json:
         """How a Name's candidate answers live images beside production.
 

@@ -195,7 +195,10 @@ def register_version(root: Path, name: str, model_id: str) -> int:
 
 
 def aliases(root: Path, name: str) -> dict[str, dict[str, Any]]:
-    """Alias -> {seq, version, model, variant, manifest_sha256, moved_at, moved_by} of a Name."""
+    """Alias -> {seq, version, model, variant, manifest_sha256, moved_at, moved_by, previous} of a Name.
+
+    previous: {version, variant} that it pointed at before these, None at first.
+    """
     folder = root / "aliases" / check_id(name, "name")
     return {p.stem: read_json(p) for p in sorted(folder.glob("*.json"))} if folder.is_dir() else {}
 
@@ -206,13 +209,14 @@ def names(root: Path) -> list[str]:
 
 
 def promote(root: Path, name: str, alias: str, version: int, variant: str, *, by: str,
-            unless_moved_after: str | None = None) -> dict[str, Any]:
+            unless_moved_after: str | None = None, seq: int | None = None) -> dict[str, Any]:
     """Point an alias at a Variant of a version. The only way an alias moves; flock, compare, replace.
 
     Raises:
         NotFound: no such version, or no such published Variant.
         Damaged: the Variant is not what was published.
-        Conflict: the alias was moved after `unless_moved_after` (ISO time), by somebody who knew better.
+        Conflict: the alias was moved after `unless_moved_after` (ISO time), by somebody who knew better; or `seq` is
+            not the number of its last move.
     """
     check_id(alias, "alias")
     model = versions(root, name).get(version)
@@ -226,8 +230,34 @@ def promote(root: Path, name: str, alias: str, version: int, variant: str, *, by
         if old and unless_moved_after and old["moved_at"] > unless_moved_after:
             raise Conflict(f"{name}@{alias} was moved at {old['moved_at']} by {old['moved_by']}, "
                            f"after this was accepted at {unless_moved_after}: left as it is", "alias_moved")
+        if old and seq not in (None, old["seq"]):
+            raise Conflict(f"{name}@{alias} was moved by {old['moved_by']} just now: look where it points",
+                           "alias_moved")
+        place = {"version": version, "variant": variant}
+        before = {key: old[key] for key in place} if old else None
+        if old and before == place:  # the same again, as after an engine's rebuild
+            before = old.get("previous")
         new = {"seq": old["seq"] + 1 if old else 1, "version": version, "model": model, "variant": variant,
-               "manifest_sha256": manifest_digest(root, target), "moved_at": now(), "moved_by": by}
+               "manifest_sha256": manifest_digest(root, target), "moved_at": now(), "moved_by": by,
+               "previous": before}
         faults.point("before-alias")
         write_json(path, new)
         return new
+
+
+def roll_back(root: Path, name: str, alias: str, *, by: str) -> dict[str, Any]:
+    """Point an alias at what it pointed at before; once more, and it is where it was.
+
+    Raises as `promote`, and:
+        NotFound: the Name has no such alias.
+        Conflict: the alias has pointed at one Variant alone.
+    """
+    found = aliases(root, name)
+    if check_id(alias, "alias") not in found:
+        raise NotFound(f"{name} has no alias {alias}: it has {', '.join(found) or 'none'}")
+    record = found[alias]
+    before = record.get("previous")
+    if before is None:
+        raise Conflict(f"{name}@{alias} has always pointed at {record['variant']} of version {record['version']}: "
+                       "there is nothing to go back to", "no_previous")
+    return promote(root, name, alias, before["version"], before["variant"], by=by, seq=record["seq"])

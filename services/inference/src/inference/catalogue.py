@@ -97,6 +97,17 @@ def move_alias(name: str, alias: str) -> Response:
     return jsonify({"name": name, "alias": alias, **record})
 
 
+@bp.post("/v1/models/<name>/aliases/<alias>/rollback")
+def roll_back(name: str, alias: str) -> Response:
+    """The alias points at what it pointed at before."""
+    try:
+        record = artifacts.roll_back(_root(), name, alias, by="api")
+    except Damaged as e:
+        return answer(409, e.code, f"{name}@{alias} stays where it is: {e}")
+    api().loaded.wake()
+    return jsonify({"name": name, "alias": alias, **record})
+
+
 @bp.get("/v1/models/<name>/shadow")
 def shadow(name: str) -> Response:
     """How the candidate answers live images beside production."""

@@ -61,6 +61,7 @@ ROUTES = (
     ("get", "/v1/models/{name}", "A name: versions, variants, aliases", 200, JSON, ()),
     ("get", "/v1/models/{name}/versions/{number}", "One version", 200, JSON, ()),
     ("put", "/v1/models/{name}/aliases/{alias}", "Point an alias at a variant of a version", 200, JSON, (JSON,)),
+    ("post", "/v1/models/{name}/aliases/{alias}/rollback", "Point an alias back", 200, JSON, ()),
     ("get", "/v1/models/{name}/shadow", "How its candidate answers live images beside production", 200, JSON, ()),
     ("post", "/v1/models/{name}/predict", "Label images", 200, JSON, IMAGES),
     ("get", "/v1/predictions", "Every set of predictions", 200, JSON, ()),
