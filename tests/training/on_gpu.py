@@ -83,9 +83,13 @@ def speedrun_learns(root: Path) -> None:
     _learns(root, "speedrun")
 
 
-def _learns(root: Path, recipe: str) -> None:
+def accurate_learns(root: Path) -> None:
+    _learns(root, "accurate", 10)
+
+
+def _learns(root: Path, recipe: str, epochs: int = 5) -> None:
     """A job end to end within its memory, in bfloat16 where the GPU has it, published in float32."""
-    job = TrainJob("m-1", write_dataset(root, images=1500), "colours", recipe, epochs=5)
+    job = TrainJob("m-1", write_dataset(root, images=1500), "colours", recipe, epochs=epochs)
     ctx = new_attempt(root, job, "j-1", "gpu", gpu_memory_mib=LIMIT_MIB)
     began = time.monotonic()
     summary = train(job, ctx)
@@ -136,7 +140,8 @@ def two_parts_of_a_gpu_train_what_one_does(root: Path) -> None:
 
 CHECKS = {check.__name__: check for check in (
     sampling_is_that_of_tensorflow_s_kernel, one_program_equals_fed_steps, seed_cnn_learns, small_learns,
-    speedrun_learns, two_parts_of_a_gpu_train_what_one_does, memory_is_given_back_when_a_job_s_process_ends)}
+    speedrun_learns, accurate_learns, two_parts_of_a_gpu_train_what_one_does,
+    memory_is_given_back_when_a_job_s_process_ends)}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The recipe `auto`: what it picks from which facts, that it fits a budget, says why and keeps to it when resumed."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from shared.jobs import TrainJob, parse
 from training import auto
 from training.auto import MOST, STRONG, Facts, Pace, choose, fitted
 from training.jobs import train
+from training.recipes import RECIPES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 PLENTY = Facts((4000,) * 10, 10_000, 32, "cpu")
@@ -45,6 +47,20 @@ def test_what_is_picked_from_which_facts(facts: Facts, expected: dict, says: str
     fields, why = choose(job(), facts)
     assert fields == expected
     assert any(re.search(says, sentence) for sentence in why), why
+
+
+def test_accurate_is_picked_once_it_has_a_figure_for_many_images_a_gpu_and_time(monkeypatch) -> None:
+    gpu = dataclasses.replace(PLENTY, device="gpu")
+    assert "accurate is meant for so many images and a GPU, but has no figure yet" in choose(job(), gpu)[1][0]
+    known = dataclasses.replace(RECIPES["accurate"], known_result="95 % validation accuracy")
+    monkeypatch.setitem(RECIPES, "accurate", known)
+    for asked, facts, expected in ((job(), gpu, "accurate"), (job(), PLENTY, "small"),
+                                   (job(), dataclasses.replace(gpu, counts=(900,) * 11), "small"),
+                                   (job(budget_s=60), gpu, "small"), (job(budget_s=600), gpu, "accurate")):
+        fields, why = choose(asked, facts)
+        assert fields["recipe"] == expected, why
+        assert ("judged, not measured" in why[0]) == (expected == "accurate")
+    assert choose(job(), gpu)[0] == {"recipe": "accurate", "batch_size": 512, "epochs": 80}
 
 
 def test_what_the_job_gives_itself_is_kept_and_needs_no_reason() -> None:

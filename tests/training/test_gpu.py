@@ -9,7 +9,8 @@ import pytest
 from shared import gpu
 
 CHECKS = ["sampling_is_that_of_tensorflow_s_kernel", "one_program_equals_fed_steps", "seed_cnn_learns", "small_learns",
-          "speedrun_learns", "two_parts_of_a_gpu_train_what_one_does", "memory_is_given_back_when_a_job_s_process_ends"]
+          "speedrun_learns", "accurate_learns", "two_parts_of_a_gpu_train_what_one_does",
+          "memory_is_given_back_when_a_job_s_process_ends"]
 
 
 @pytest.mark.gpu

@@ -23,10 +23,10 @@ from shared.jobs import TrainJob
 from training import checkpoints, fitting, networks, publishing
 from training.recipes import SMALL, resolve
 from training.replicas import mirrored
-from training.steps import fed, new_optimizer, new_step
+from training.steps import Average, fed, new_optimizer, new_step
 
 SPEC = Spec(32, ("a", "b", "c"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-RECIPE = dataclasses.replace(SMALL, batch_size=16)
+RECIPE = dataclasses.replace(SMALL, batch_size=16, average=0.9)
 STEPS = 6
 
 
@@ -43,20 +43,20 @@ def split(kind: str) -> tf.distribute.Strategy:
 
 
 def train(strategy: tf.distribute.Strategy, way: str) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Losses, totals and weights of a few steps."""
+    """Losses, totals, and weights and their average after a few steps."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (64, 32, 32, 3), np.uint8), rng.integers(0, 3, 64).astype(np.int32)
     chosen = np.stack([rng.permutation(64)[:RECIPE.batch_size] for _ in range(STEPS)])
     with strategy.scope():
         keras.utils.set_random_seed(1)
         model = networks.build(RECIPE, SPEC, replicas=strategy.num_replicas_in_sync)
-        optimizer = new_optimizer(RECIPE, model)
+        optimizer, average = new_optimizer(RECIPE, model), Average(model, RECIPE.average)
         totals = tf.Variable(tf.zeros([2], tf.float64), trainable=False, aggregation=tf.VariableAggregation.SUM,
                              synchronization=tf.VariableSynchronization.ON_READ)
-    step = new_step(model, optimizer, RECIPE, SPEC, 1, totals)
+    step = new_step(model, optimizer, RECIPE, SPEC, 1, totals, average=average)
     run = fed(step, images, labels) if way == "one" else mirrored(strategy, step, images, labels, way == "resident")
     losses = run(chosen, np.full(STEPS, 0.01, np.float32), 0)
-    return np.array(losses), totals.numpy(), model.get_weights()
+    return np.array(losses), totals.numpy(), [*model.get_weights(), *average.numpy()]
 
 
 def steps_are_those_of_one_device(strategy: tf.distribute.Strategy) -> None:
@@ -70,7 +70,7 @@ def steps_are_those_of_one_device(strategy: tf.distribute.Strategy) -> None:
 def a_training_stops_resumes_and_publishes(strategy: tf.distribute.Strategy, root: Path) -> float:
     job = TrainJob("m-1", write_dataset(root, images=120), "colours", epochs=4)
     dataset = Dataset(root, job.dataset_id)
-    recipe = resolve(job, len(dataset.labels("train")), 2)
+    recipe = dataclasses.replace(resolve(job, len(dataset.labels("train")), 2), average=RECIPE.average)
 
     def new(job_id: str) -> fitting.Training:
         ctx = new_attempt(root, job, job_id)

@@ -1,7 +1,7 @@
 """Augmentation inside the training graph, a batch at a time, with the option names of Keras' ImageDataGenerator.
 
 Pixels from outside the image take the nearest edge's, as there by default. Draws are stateless: the same seeds give the
-same batch, whichever step a training was resumed at.
+same batch, whichever step a training was resumed at. `views` is none of it: it asks for another figure in the end.
 """
 
 import math
@@ -17,6 +17,7 @@ OPTIONS = {
     "height_shift_range": "a fraction of the height below 1, or pixels",
     "rotation_range": "degrees, 0 to 180",
     "zoom_range": "a number from 0 to below 1, or [lowest, highest] above 0",
+    "views": "true or false",
     "cutout": "side of a square to blank, a fraction of the side below 1, or pixels",
 }
 Draws = dict[str, tf.Tensor]
@@ -33,7 +34,7 @@ def check(options: dict[str, Any], size: int) -> None:
 
 
 def _valid(name: str, value: Any, size: int) -> bool:
-    if name == "horizontal_flip":
+    if name in ("horizontal_flip", "views"):
         return isinstance(value, bool)
     if name == "zoom_range" and isinstance(value, (list, tuple)):
         return len(value) == 2 and all(_number(v) for v in value) and 0 < value[0] <= value[1] <= 10

@@ -19,10 +19,13 @@ from shared.datasets import Dataset
 from shared.intervals import wilson
 from shared.jobs import TrainJob
 from training.fitting import Training
-from training.recipes import RECIPES, Recipe, resolve
+from training.recipes import RECIPES, UNKNOWN, Recipe, resolve
 
 # The recipe by device. `speedrun` takes the GPU's line once docs/benchmarks/train.md has figures of it.
 BEST = {"cpu": "small", "gpu": "small"}
+# `accurate` takes a GPU's place once it has a known result. Both limits are judged; no measurement stands behind them.
+MANY = 10_000  # training images from which on it is worth its minutes
+PATIENT_S = 300  # of a budget, its compiling included
 FEW = 100  # images a class, under which augmentation is strong
 UNEVEN = 3  # times the smallest class that the largest has, from which on classes are weighed
 WIDE = 0.05  # half a 95 % interval of the validation accuracy that is worth a word
@@ -66,8 +69,8 @@ def choose(job: TrainJob, facts: Facts) -> Said:
     Raises:
         Refused: a value that the job gives itself can't work, as `recipes.resolve`.
     """
-    name = BEST[facts.device]
-    why = [f"recipe {name}: the best proven one on a {facts.device.upper()}"]
+    name, reason = _of_recipe(job, facts)
+    why = [reason]
     fields: dict[str, Any] = {"recipe": name}
     present = [count for count in facts.counts if count]
     usual, least, most = int(median(present)), min(present), max(present)
@@ -94,6 +97,18 @@ def choose(job: TrainJob, facts: Facts) -> Said:
         why.append(f"mind that {facts.validation} validation images are few: an accuracy from them is right to "
                    f"{50 * (high - low):.0f} points or so")
     return fields, tuple(why)
+
+
+def _of_recipe(job: TrainJob, facts: Facts) -> tuple[str, str]:
+    name = BEST[facts.device]
+    proven = f"recipe {name}: the best proven one on a {facts.device.upper()}"
+    if facts.device == "cpu" or facts.images < MANY or 0 < job.budget_s < PATIENT_S:
+        return name, proven
+    if RECIPES["accurate"].known_result == UNKNOWN:
+        return name, (f"{proven}; accurate is meant for so many images and a GPU, but has no figure yet: "
+                      "ask for it by name")
+    return "accurate", (f"recipe accurate: a GPU, {facts.images} images, {MANY} or more, and a budget of {PATIENT_S} s "
+                        "or more, or none; where these limits should lie was judged, not measured")
 
 
 def _of_batch(recipe: Recipe, facts: Facts) -> str:

@@ -13,17 +13,18 @@ import tensorflow as tf
 from shared import faults
 from shared.attempt import Attempt
 from shared.datasets import Dataset
-from training import augmentation, checkpoints, device, networks, transfer
+from training import augmentation, checkpoints, device, networks, transfer, views
 from training.evaluation import best_epoch, cross_entropy, new_predict, refuse_divergence, tell_epoch
 from training.recipes import Recipe, learning_rate
 from training.replicas import mirrored
-from training.steps import Run, class_weights, fed, new_optimizer, new_step, resident
+from training.steps import Average, Run, class_weights, fed, new_optimizer, new_step, resident
 from training.yielding import Yielding
 
 log = logging.getLogger("lanner.training")
 CHECKPOINT_S = 20.0
 EPOCH_CHECKPOINT_S = 2.0  # an epoch's end so soon after the last checkpoint writes none
 REPORT_S = 0.2
+SAVING = 0.05  # of the time that checkpoints may take; those of large networks come more rarely
 SHARE_OF_GPU = 0.25  # of its memory for the images
 FIRST_CALL = 50  # steps of a GPU's first program
 CALL_S = 1.0  # about as long the steps of one program on a GPU may take, in which a job can't be stopped
@@ -36,7 +37,8 @@ class Training:
     history: per finished epoch {epoch, step, loss, accuracy, validation_loss, validation_accuracy, learning_rate,
     seconds, cpu_seconds}; loss and accuracy are of the augmented batches, loss with the recipe's label smoothing.
     model: what is validated and published, in float32 on one device. Where training computes in another `precision` or
-    over the replicas of a `strategy`, `trained` is its twin with the float32 weights that the steps change.
+    over the replicas of a `strategy`, or publishes an average of the weights, `trained` is its twin with the float32
+    weights that the steps change.
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, ctx: Attempt, precision: str = "float32",
@@ -57,12 +59,13 @@ class Training:
             if weights is not None:
                 transfer.load(self.trained, weights)
             self.optimizer = new_optimizer(recipe, self.trained)
+            self.average = Average(self.trained, recipe.average) if recipe.average else None
             # Of the epoch so far: summed loss, right answers.
             self.totals = tf.Variable(tf.zeros([2], tf.float64), trainable=False,
                                       synchronization=tf.VariableSynchronization.ON_READ,
                                       aggregation=tf.VariableAggregation.SUM)
         self.precision = precision
-        twins = precision != "float32" or replicas > 1
+        twins = precision != "float32" or replicas > 1 or self.average is not None
         self.model = networks.build(recipe, dataset.spec) if twins else self.trained
         self.predict = new_predict(self.model)
         self.step = 0
@@ -72,6 +75,7 @@ class Training:
         self._seconds = [0.0, 0.0]  # of the epoch so far over all attempts: wall, CPU
         self._lap = (time.monotonic(), time.process_time())
         self._saved = self._told = time.monotonic()
+        self._saving_s = 0.0  # what the last checkpoint took
 
     @property
     def published(self) -> dict[str, Any]:
@@ -101,6 +105,9 @@ class Training:
                 self.after_epoch()
         writer.close()
         self.model.set_weights(self.best)
+        if self.recipe.augmentation.get("views"):
+            found = views.answers(self.predict, self.dataset.images("validation")).argmax(1)
+            self.published["views_accuracy"] = float((found == self.dataset.labels("validation")).mean())
 
     @property
     def frozen(self) -> bool:
@@ -119,7 +126,7 @@ class Training:
         xla = on_gpu and not several
         weights = class_weights(self.recipe, self.labels, len(self.dataset.spec.labels))
         step = new_step(self.trained, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals, xla,
-                        weights, self.frozen)
+                        weights, self.frozen, self.average)
         stay = on_gpu and self.images.nbytes < SHARE_OF_GPU * device.memory_bytes(settings)
         if stay:
             self.steps_a_call, self.one_program = FIRST_CALL, True
@@ -179,7 +186,7 @@ class Training:
         """Loss and accuracy on the validation split. Raises Refused when the loss is no number."""
         images, labels = self.dataset.images("validation"), self.dataset.labels("validation")
         if self.model is not self.trained:
-            self.model.set_weights(self.trained.get_weights())
+            self.model.set_weights(self.average.numpy() if self.average else self.trained.get_weights())
         found = self.predict(images, self._stop_or_give_way)
         loss = cross_entropy(found, labels)
         self._refuse_divergence(loss)
@@ -226,7 +233,7 @@ class Training:
             self.ctx.check()
 
     def _save_if_older_than(self, seconds: float) -> None:
-        if time.monotonic() - self._saved > seconds:
+        if time.monotonic() - self._saved > max(seconds, self._saving_s / SAVING):
             self.save()
 
     def _count_time(self) -> None:
@@ -236,14 +243,18 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        began = time.monotonic()
         self._count_time()
         state = {"recipe": dataclasses.asdict(self.recipe), "seed": self.seed, "step": self.step,
                  "history": self.history, "totals": self.totals.numpy().tolist(), "seconds": self._seconds}
         arrays = {f"model-{i}": v.numpy() for i, v in enumerate(self.trained.variables)}
         arrays |= {f"optimizer-{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
+        if self.average:
+            arrays |= {f"average-{i}": a for i, a in enumerate(self.average.numpy())}
         arrays |= {f"best-{i}": a for i, a in enumerate(self.best)}
         checkpoints.save(self.ctx.work, self.step, state, arrays)
         self._saved = time.monotonic()
+        self._saving_s = self._saved - began
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint of this recipe and seed, if there is one."""
@@ -251,7 +262,8 @@ class Training:
         if kept is None:
             return
         state, arrays = kept
-        for kind, variables in (("model", self.trained.variables), ("optimizer", self.optimizer.variables)):
+        for kind, variables in (("model", self.trained.variables), ("optimizer", self.optimizer.variables),
+                                ("average", self.average.variables if self.average else ())):
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"{kind}-{i}"])
         self.best = [arrays[f"best-{i}"] for i in range(len(self.model.weights)) if f"best-{i}" in arrays]

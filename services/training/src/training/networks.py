@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from shared.datasets import Spec
-from training import transfer
+from training import residual, transfer
 from training.recipes import Recipe
 from training.speedrun import twin
 from training.speedrun.network import Layout
@@ -38,13 +38,15 @@ def _build(recipe: Recipe, spec: Spec, synchronized: bool) -> keras.Model:
             x = _plain(x, spec.size)
         case "compact":
             x = _compact(x, spec.size, synchronized)
+        case "residual":
+            x = residual.features(x, synchronized)
         case "speedrun":
             x = twin.features(x, Layout.of(spec))
         case "mobilenet-v2":
             x = transfer.features(x, spec.size)
         case other:
             raise ValueError(f"network {other!r} of recipe {recipe.name} is unknown: "
-                             "expected plain, compact, speedrun or mobilenet-v2")
+                             "expected plain, compact, residual, speedrun or mobilenet-v2")
     x = layers.Dense(len(spec.labels), dtype="float32", name="logits")(x)
     return keras.Model(image, layers.Softmax(dtype="float32", name="probabilities")(x), name=recipe.name)
 

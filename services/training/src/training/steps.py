@@ -29,16 +29,40 @@ def new_optimizer(recipe: Recipe, model: keras.Model) -> keras.Optimizer:
     return optimizer
 
 
+class Average:
+    """A running mean of all weights of `model`, the statistics of its normalisation among them; `replicas` share it.
+
+    A step leaves `keep` of it, less in the first steps: by step t it reaches back over t / 9 steps or so, at most over
+    1 / (1 - keep).
+    """
+
+    def __init__(self, model: keras.Model, keep: float):
+        self.keep, self._of = keep, model.weights
+        self.variables = [tf.Variable(w.numpy(), trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+                          for w in self._of]
+
+    def update(self, number: tf.Tensor) -> None:
+        """Take in the weights as they are after step `number`, int32, from 0."""
+        done = tf.cast(number, tf.float32)
+        share = 1 - tf.minimum(self.keep, (1 + done) / (10 + done))
+        for mean, weight in zip(self.variables, self._of, strict=True):
+            mean.assign_add(share * (tf.convert_to_tensor(weight) - mean))
+
+    def numpy(self) -> list[np.ndarray]:
+        """In the order of `model.get_weights()`."""
+        return [mean.numpy() for mean in self.variables]
+
+
 def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spec: Spec, seed: int,
              totals: tf.Variable, xla: bool = False, weights_of: np.ndarray | None = None,
-             frozen: bool = False) -> Step:
+             frozen: bool = False, average: Average | None = None) -> Step:
     """step(images, labels, rate, number) -> loss, to be traced into a graph of fixed shapes.
 
     images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32: the step's, which with `seed` decides the
     augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers. `xla`: it will be compiled
     by XLA. `weights_of`: float32 [classes], what an image of each class counts in the loss. `frozen`: the last layer
-    alone learns. Run by several replicas
-    each takes its part of the batch and returns its part of the loss.
+    alone learns. `average`: takes in the weights after each step. Run by several replicas each takes its part of the
+    batch and returns its part of the loss.
     """
     logits_of = networks.logits_of(model)
     weights = (model.get_layer("logits") if frozen else model).trainable_variables
@@ -63,6 +87,8 @@ def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spe
                 losses *= tf.gather(tf.constant(weights_of), labels)
             loss = tf.reduce_mean(losses) / replicas
         optimizer.apply(tape.gradient(loss, weights), weights)
+        if average is not None:
+            average.update(number)
         right = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float64))
         totals.assign_add(tf.stack([tf.cast(loss, tf.float64) * recipe.batch_size, right]))
         return loss
