@@ -30,10 +30,11 @@ def tiny() -> keras.Model:
     return keras.Model(image, layers.Softmax()(x))
 
 
-def publish(root: Path, name: str, model: keras.Model) -> None:
+def publish(root: Path, name: str, model: keras.Model, golden: int = 16) -> None:
+    """golden: images of its golden batch."""
     staging = artifacts.stage(root, "j-bench")
     to_onnx(model, staging / "model.onnx")
-    images = np.random.default_rng(0).integers(0, 256, (16, SPEC.size, SPEC.size, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (golden, SPEC.size, SPEC.size, 3), np.uint8)
     session = OnnxSession(staging / "model.onnx")
     np.savez(staging / "golden.npz", images=images, probabilities=session.run(images))
     session.close()

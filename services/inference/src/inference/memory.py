@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.metrics import Meters
+from inference.pace import Pace
 from inference.predictor import MAX_BATCH, Predictor
 from shared import artifacts
 from shared.datasets import Spec
@@ -105,12 +106,14 @@ class Memory:
         self._meters.loaded.set(len(self._loaded))
 
     def _open(self, model: str, variant: str) -> Loaded:
-        session, manifest = open_session(self._root, model, variant, self._threads, self._device)
+        pace = Pace(self.busy)  # what is loaded while others answer takes a processor from them at most half the time
+        session, manifest = open_session(self._root, model, variant, self._threads, self._device, pace.rest)
         try:
             digest = artifacts.manifest_digest(self._root, f"variants/{model}/{variant}")
             spec = Spec.of(manifest)
             for size in (1, MAX_BATCH):  # warm: the first run of a shape is the slow one
                 session.run(np.zeros((size, spec.size, spec.size, 3), np.uint8))
+                pace.rest()
         except BaseException:
             session.close()
             raise

@@ -19,6 +19,7 @@ import numpy as np
 from inference.comparison import Comparison, pair_of
 from inference.loaded import LoadedModels, Served
 from inference.metrics import Meters
+from inference.pace import give_way
 from inference.predictor import LAST, Answer, Closed
 from shared.errors import LannerError
 
@@ -27,7 +28,6 @@ LIVE, CANDIDATE = "production", "candidate"
 MOST_WAITING = 256  # images
 MOST_TOGETHER = 8  # images of a run: a live request that comes meanwhile soon has the processor again
 SHARE_OF_TIME = 0.05  # that the candidate computes at most where live images never cease to run
-LOOK_S = 0.001
 PATIENCE_S = 10.0  # with one run
 BatchOf = Callable[[int], np.ndarray]  # a request's images at a size
 
@@ -176,9 +176,7 @@ class Shadow:
 
     def _give_way(self) -> None:
         """Until no image waits or runs; where that never happens, until SHARE_OF_TIME allows another run."""
-        rest_until = self._ended_at + self._took_s * (1 / SHARE_OF_TIME - 1)
-        while self._loaded.busy() and time.monotonic() < rest_until:
-            time.sleep(LOOK_S)
+        give_way(self._loaded.busy, self._ended_at + self._took_s * (1 / SHARE_OF_TIME - 1))
 
 
 def _told(served: Served | None) -> dict[str, Any] | None:

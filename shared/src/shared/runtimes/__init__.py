@@ -1,6 +1,6 @@
 """A loaded Variant that answers `run(batch)`. Optimization measures the same code that inference serves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from shared.errors import Damaged
 FILES = {"onnx": "model.onnx", "litert": "model.tflite", "tensorrt": "model.onnx"}
 ENGINES = "engines"
 # Largest difference of a probability from the recorded one at load, per precision; int8 also needs 99 % equal argmax.
+FEW = 8  # images of a golden batch that are run together where somebody else waits for the processor
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
 
 
@@ -29,8 +30,10 @@ class Session(Protocol):
 
 
 def open_session(root: Path, model_id: str, variant: str, threads: int = 1,
-                 device: str = "cpu") -> tuple[Session, Manifest]:
+                 device: str = "cpu", between: Callable[[], None] | None = None) -> tuple[Session, Manifest]:
     """Load a published Variant: hashes checked, then its golden batch. `device` is what DEVICE says, cpu or gpu.
+
+    between: called after each few images of the golden batch, so that other work gets its turn.
 
     Raises:
         NotFound: it is not published.
@@ -42,7 +45,7 @@ def open_session(root: Path, model_id: str, variant: str, threads: int = 1,
     manifest = open_artifact(root, target)
     session = load(root / target, manifest["format"], threads, root / ENGINES, device)
     try:
-        check_golden(root / target, manifest["precision"], session)
+        check_golden(root / target, manifest["precision"], session, between)
     except BaseException:
         session.close()
         raise
@@ -75,7 +78,7 @@ def load(folder: Path, format: str, threads: int = 1, engines: Path = Path(ENGIN
             raise Damaged(f"variant format {format!r} is unknown: expected one of {', '.join(FILES)}")
 
 
-def check_golden(folder: Path, precision: str, session: Session) -> None:
+def check_golden(folder: Path, precision: str, session: Session, between: Callable[[], None] | None = None) -> None:
     """Run the golden batch that travels with a Variant and compare with the scores it gave when it was published.
 
     golden.npz: images uint8 [256, S, S, 3] (fewer in a small dataset), probabilities float32 [256, K].
@@ -85,12 +88,22 @@ def check_golden(folder: Path, precision: str, session: Session) -> None:
     """
     with np.load(folder / "golden.npz", allow_pickle=False) as golden:
         images, expected = golden["images"], golden["probabilities"]
-    compare_golden(expected, run_in_chunks(session, images), precision, folder.name)
+    scores = run_in_chunks(session, images, FEW, between) if between else run_in_chunks(session, images)
+    compare_golden(expected, scores, precision, folder.name)
 
 
-def run_in_chunks(session: Session, images: np.ndarray, size: int = 32) -> np.ndarray:
-    """`session.run` over many images, `size` at a time, so that memory does not grow with their number."""
-    return np.concatenate([session.run(np.ascontiguousarray(images[i:i + size])) for i in range(0, len(images), size)])
+def run_in_chunks(session: Session, images: np.ndarray, size: int = 32,
+                  between: Callable[[], None] | None = None) -> np.ndarray:
+    """`session.run` over many images, `size` at a time, so that memory does not grow with their number.
+
+    between: called after each.
+    """
+    scores = []
+    for start in range(0, len(images), size):
+        scores.append(session.run(np.ascontiguousarray(images[start:start + size])))
+        if between:
+            between()
+    return np.concatenate(scores)
 
 
 def compare_golden(expected: np.ndarray, got: np.ndarray, precision: str, what: str) -> None:
