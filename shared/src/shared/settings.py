@@ -25,6 +25,7 @@ class Settings:
     cifar10_url: str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     upload_limit_mib: int = 51200
     request_limit_mib: int = 64
+    queue_ms: int = 0
     system_shared_memory: str = "off"
     max_attempts: int = 3
     silence_s: float = 20.0
@@ -55,6 +56,7 @@ DESCRIPTIONS = {
     "cifar10_url": "the official CIFAR-10 archive, binary edition",
     "upload_limit_mib": "largest dataset upload",
     "request_limit_mib": "largest body of a prediction request",
+    "queue_ms": "milliseconds that a prediction may wait for its turn before it is turned away, 0 for 10 s",
     "system_shared_memory": "on or off: whether clients of this host may hand over tensors in its shared memory",
     "max_attempts": "attempts of a job that died or failed for a passing reason",
     "silence_s": "seconds a delivered job may show no running process before it is delivered again",
@@ -108,6 +110,8 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"SERVING_P99_MS={settings.serving_p99_ms} can't be: expected 0 or more")
     if not 0 <= settings.shadow_share <= 1:
         raise SettingsError(f"SHADOW_SHARE={settings.shadow_share} can't be: expected 0 to 1")
+    if settings.queue_ms < 0:
+        raise SettingsError(f"QUEUE_MS={settings.queue_ms} can't be: expected 0 or more")
     batches(settings)
     return settings
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import tempfile
 from importlib import metadata
 
 from granian import Granian
@@ -10,6 +11,7 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 
 from inference.body import BODY_SLOTS
+from inference.front import BEHIND, behind
 from shared import gpu
 from shared.settings import load
 
@@ -41,9 +43,11 @@ def main() -> None:
     logging.getLogger("_granian").addFilter(lambda record: "seems quite high" not in record.getMessage())
     # granian's worker is a fork: until it serves, SIGTERM would run the parent's handler in it, and be lost
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    Granian("inference.app:from_environment", factory=True, interface=Interfaces.WSGI, address=settings.host,
-            port=settings.port, workers=1, blocking_threads=BODY_SLOTS + SPARE_THREADS, workers_kill_timeout=DRAIN_S,
-            websockets=False, log_level=LogLevels(settings.log_level.lower())).serve()
+    with tempfile.TemporaryDirectory(prefix="lanner-") as folder:
+        os.environ[BEHIND] = f"{folder}/api.sock"
+        Granian("inference.app:serve", factory=True, interface=Interfaces.WSGI, uds=behind(), workers=1,
+                blocking_threads=BODY_SLOTS + SPARE_THREADS, workers_kill_timeout=DRAIN_S, websockets=False,
+                log_level=LogLevels(settings.log_level.lower())).serve()
 
 
 if __name__ == "__main__":

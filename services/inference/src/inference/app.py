@@ -1,4 +1,4 @@
-"""The factory: settings in, a Flask app out. granian calls `from_environment`."""
+"""The factory: settings in, a Flask app out. granian calls `serve`."""
 
 import ctypes
 import logging
@@ -12,6 +12,7 @@ from inference.body import Intake
 from inference.closing import notice_signals
 from inference.context import Api, api
 from inference.fast import FastPath
+from inference.front import Front, behind
 from inference.healing import queue_rebuild
 from inference.latency import tell
 from inference.loaded import LoadedModels
@@ -62,13 +63,16 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
-def from_environment() -> Flask:
-    """In granian's worker process: end when the process that started it ends, whatever ended that."""
+def serve() -> Flask:
+    """In granian's worker process: listen, and end when the process that started it ends, whatever ended that."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     notice_signals()
     settings = load()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    return create_app(settings)
+    app = create_app(settings)
+    assert isinstance(app.wsgi_app, FastPath)
+    Front(app.wsgi_app, behind()).start(settings.host, settings.port, shared=False)
+    return app
 
 
 def _refuse_other_sites() -> Response | None:

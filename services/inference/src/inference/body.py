@@ -88,10 +88,10 @@ def _stream(intake: Intake, limit: int, declared: int | None) -> Iterator[bytes]
     finally:
         intake.leave()
     if declared is not None and got != declared:
-        raise _cut_off(got, declared)
+        raise cut_off(got, declared)
 
 
-def _cut_off(got: int, declared: int) -> Refused:
+def cut_off(got: int, declared: int) -> Refused:
     return Refused(f"the body ended after {got} bytes, its Content-Length is {declared}: send it again", "malformed")
 
 
@@ -113,7 +113,7 @@ def read_declared(intake: Intake, stream: Any, declared: int) -> bytes:
         if declared > PIECE:
             intake.give(got)
     if got != declared:
-        raise _cut_off(got, declared)
+        raise cut_off(got, declared)
     return body[0] if len(body) == 1 else b"".join(body)
 
 

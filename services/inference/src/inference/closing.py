@@ -4,7 +4,7 @@ import os
 import select
 import signal
 
-_read, _write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+READ, _write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # nobody reads: once readable, always readable
 
 
 def notice_signals() -> None:
@@ -14,4 +14,4 @@ def notice_signals() -> None:
 
 def wait(seconds: float) -> bool:
     """Sleep; whether the process was asked to end meanwhile or before."""
-    return bool(select.select([_read], [], [], seconds)[0])
+    return bool(select.select([READ], [], [], seconds)[0])

@@ -6,6 +6,7 @@ several times as long as a small model.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +17,7 @@ from inference import errors, predict
 from inference.body import read_declared
 from inference.context import Api
 from inference.scores import PRODUCTION, model_called
+from inference.steps import Steps, finish
 from inference.v2 import infer
 
 NAME = "[a-z0-9][a-z0-9_-]{0,62}"
@@ -27,7 +29,18 @@ UNUSUAL = frozenset(("HTTP_CONTENT_ENCODING", "HTTP_TRANSFER_ENCODING", "HTTP_SE
 STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 JSON, BINARY = "application/json", "application/octet-stream"
 Headers = list[tuple[str, str]]
+IS_JSON: Headers = [("Content-Type", JSON)]
 Start = Callable[[str, Headers], Any]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What answers a request. size: of its body. steps: what the body goes through, to the answer and its headers."""
+
+    size: int
+    path: str
+    rule: str
+    steps: Callable[[bytes], Steps[tuple[bytes, Headers]]]
 
 
 class FastPath:
@@ -36,50 +49,54 @@ class FastPath:
     def __init__(self, app: Flask, headers: Mapping[str, str]):
         """headers: of every answer."""
         self._flask, self._extensions = app.wsgi_app, app.extensions
-        self._headers = list(headers.items())
+        self.headers = tuple(headers.items())
 
     @property
-    def _api(self) -> Api:
+    def api(self) -> Api:
         api: Api = self._extensions["lanner"]
         return api
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
-        size = self._size(environ)
-        if size and (found := PREDICT.fullmatch(path)) and _is_one_image(environ):
-            rule, work = predict.RULE, partial(self._predict, found[1])
-        elif size and (found := INFER.fullmatch(path)) and environ.get("HTTP_ACCEPT_ENCODING") in (None, "identity"):
-            version = int(found[2]) if found[2] else None
-            rule = infer.RULE if version is None else infer.VERSION_RULE
-            work = partial(self._infer, found[1], version, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"))
-        else:
+        route = self.route(environ)
+        if route is None:
             return self._flask(environ, start)
         try:
-            status, body, headers = 200, *work(read_declared(self._api.intake, environ["wsgi.input"], size))
+            body, headers = finish(route.steps(read_declared(self.api.intake, environ["wsgi.input"], route.size)))
+            status = 200
         except Exception as e:  # as Flask: whatever happens is an answer
-            status, body, headers = errors.form(path, *errors.explain(e, "POST", path))
-        self._api.meters.answered("POST", rule, status)
-        start(STATUS[status], [*headers, ("Content-Length", str(len(body))), *self._headers])
+            status, body, headers = errors.form(route.path, *errors.explain(e, "POST", route.path))
+        self.api.meters.answered("POST", route.rule, status)
+        start(STATUS[status], [*headers, ("Content-Length", str(len(body))), *self.headers])
         return [body]
 
-    def _size(self, environ: dict[str, Any]) -> int:
+    def route(self, environ: Mapping[str, Any]) -> Route | None:
+        """What answers a request without Flask; None where Flask must."""
+        path, size = environ["PATH_INFO"], self._size(environ)
+        if size and (found := PREDICT.fullmatch(path)) and _is_one_image(environ):
+            return Route(size, path, predict.RULE, partial(self._predict, found[1]))
+        if size and (found := INFER.fullmatch(path)) and environ.get("HTTP_ACCEPT_ENCODING") in (None, "identity"):
+            version = int(found[2]) if found[2] else None
+            return Route(size, path, infer.RULE if version is None else infer.VERSION_RULE,
+                         partial(self._infer, found[1], version, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")))
+        return None
+
+    def _size(self, environ: Mapping[str, Any]) -> int:
         """Bytes of the body of a POST without anything that Flask must look at; else 0."""
         length = environ.get("CONTENT_LENGTH", "")
         if environ["REQUEST_METHOD"] != "POST" or not LENGTH.fullmatch(length) or not UNUSUAL.isdisjoint(environ):
             return 0
-        return size if (size := int(length)) <= self._api.settings.request_limit_mib << 20 else 0
+        return size if (size := int(length)) <= self.api.settings.request_limit_mib << 20 else 0
 
-    def _predict(self, name: str, body: bytes) -> tuple[bytes, Headers]:
-        with self._api.statistics.request(model_called(name, PRODUCTION)) as timing:
-            return predict.label(self._api, timing, name, [("the image", body)]), [("Content-Type", JSON)]
+    def _predict(self, name: str, body: bytes) -> Steps[tuple[bytes, Headers]]:
+        with self.api.statistics.request(model_called(name, PRODUCTION)) as timing:
+            return (yield from predict.label(self.api, timing, name, [("the image", body)])), IS_JSON
 
-    def _infer(self, model: str, version: int | None, header: str | None, body: bytes) -> tuple[bytes, Headers]:
-        with self._api.statistics.request(model_called(*infer.place(model))) as timing:
-            answer, json_size = infer.ask(self._api, timing, model, version, body, header)
-        if json_size is None:
-            return answer, [("Content-Type", JSON)]
-        return answer, [("Content-Type", BINARY), (infer.HEADER, str(json_size))]
+    def _infer(self, model: str, version: int | None, header: str | None,
+               body: bytes) -> Steps[tuple[bytes, Headers]]:
+        with self.api.statistics.request(model_called(*infer.place(model))) as timing:
+            answer, json_size = yield from infer.ask(self.api, timing, model, version, body, header)
+        return answer, IS_JSON if json_size is None else [("Content-Type", BINARY), (infer.HEADER, str(json_size))]
 
 
-def _is_one_image(environ: dict[str, Any]) -> bool:
+def _is_one_image(environ: Mapping[str, Any]) -> bool:
     return not environ.get("QUERY_STRING") and IMAGE.fullmatch(environ.get("CONTENT_TYPE", "")) is not None

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import orjson
 from flask import Blueprint, Response, request
 
-from inference.codec import Image, decode_all, images_of_request, top
+from inference.codec import Image, decode_all, images_of_request, top, weight
 from inference.context import Api, api
 from inference.scores import PRODUCTION, model_called, scores
 from inference.statistics import Timing
+from inference.steps import Steps, finish
 from shared.errors import Refused
 from shared.jobs import check_id
 
@@ -26,13 +27,16 @@ def predict(name: str) -> Response:
     alias = check_id(request.args.get("alias", PRODUCTION), "alias")
     with context.statistics.request(model_called(name, alias)) as timing:
         version, variant = _number("version"), request.args.get("variant")
-        return Response(label(context, timing, name, images, alias, version, variant, k), mimetype="application/json")
+        steps = label(context, timing, name, images, alias, version, variant, k)
+        return Response(finish(steps), mimetype="application/json")
 
 
 def label(context: Api, timing: Timing, name: str, images: Sequence[Image], alias: str = PRODUCTION,
-          version: int | None = None, variant: str | None = None, k: int = TOP_K) -> bytes:
+          version: int | None = None, variant: str | None = None, k: int = TOP_K) -> Steps[bytes]:
     """The answer as JSON. Raises as `scores` does, and Refused for an image that can't be decoded."""
-    served, found = scores(context, timing, name, alias, version, variant, lambda size: decode_all(images, size))
+    work = sum(weight(data[:32], len(data)) for _, data in images)
+    served, found = yield from scores(context, timing, name, alias, version, variant,
+                                      lambda size: decode_all(images, size), work)
     loaded = served.loaded
     body = orjson.dumps({"model": name, "version": served.version, "variant": loaded.variant, "digest": loaded.digest,
                          "device": loaded.device, "predictions": top(found, loaded.spec.labels, k)})

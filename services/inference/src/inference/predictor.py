@@ -8,7 +8,7 @@ and when busy the batch grows by itself.
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from queue import SimpleQueue
@@ -23,6 +23,7 @@ from shared.runtimes import Session
 MAX_BATCH = 64
 MAX_WAITING = 4096  # images
 LAST = 1 << 63  # the priority of what has none
+INLINE_S = 0.001  # runs shorter than this are run by whoever asks, whatever else it could do
 SMOOTH = 0.1  # the weight of the latest run in the time that a run takes
 
 
@@ -46,7 +47,8 @@ class Run:
 class Answer:
     """Images that were asked about; once `done`, their scores, float32 [N, classes], how long they waited, and where.
 
-    turn: held until it is done, or until its thread shall run what waits (`leads`). None where nobody waits for it.
+    turn: held until it is done, or until its thread shall run what waits (`leads`). None where no thread waits for it.
+    told: called instead, when it is done, or is `gone` because its deadline passed.
     """
 
     images: np.ndarray
@@ -60,30 +62,31 @@ class Answer:
     leads: bool = False
     gone: bool = False
     turn: Any = None
+    told: "Callable[[Answer], None] | None" = None
 
 
 class Predictor:
     """Safe to share among threads; one thread at a time touches the Session.
 
-    On a GPU that is always the same one: there runtimes set memory aside for each thread that they meet.
+    On a GPU that is always its own one: there runtimes set memory aside for each thread that they meet.
     """
 
     def __init__(self, session: Session, meters: Meters, name: str):
         self.name = name
-        self._session, self._meters = session, meters
-        self._lock = threading.Lock()  # guards the five below
+        self._session, self._meters, self._alone = session, meters, session.device == "cpu"
+        self._lock = threading.Lock()  # guards the seven below
         self._waiting: list[tuple[int, int, Answer]] = []  # a heap: by priority, then as they came
-        self._busy = self._closed = False
+        self._busy = self._closed = self._over = False
         self._count, self._run_s = 0, 0.0
+        self._owner: SimpleQueue[bool] | None = None  # of its thread: whether it leads now, or may end
         self._numbers = itertools.count()
         self.ended = threading.Event()  # the Session is closed
-        self._wake: SimpleQueue[None] | None = None
-        if session.device != "cpu":
-            self._wake = SimpleQueue()
-            threading.Thread(target=self._own, args=(self._wake,), name=f"predictor {name}", daemon=True).start()
 
-    def answer(self, images: np.ndarray, deadline: float = float("inf"), priority: int = LAST) -> Answer:
+    def answer(self, images: np.ndarray, deadline: float = float("inf"), priority: int = LAST,
+               queue_s: float = float("inf")) -> Answer:
         """uint8 [N, size, size, 3] -> the Answer, done. deadline: of time.monotonic(). priority: 1 runs first.
+
+        queue_s: how long it may wait until it runs, as far as can be told before.
 
         Raises:
             Closed: `close` was called.
@@ -93,17 +96,17 @@ class Predictor:
         """
         mine = Answer(images, deadline)
         with self._lock:
-            self._admit(mine)
+            self._admit(mine, queue_s)
             idle, self._busy = not self._busy, True
-            alone = idle and self._wake is None
+            alone = idle and self._alone
             if not alone:
                 mine.turn = threading.Lock()
                 mine.turn.acquire()
                 heappush(self._waiting, (priority, next(self._numbers), mine))
+                if idle:
+                    self._wake()
         if alone:
             self._lead([mine])
-        elif idle and self._wake is not None:
-            self._wake.put(None)
         while not mine.done:
             self._wait(mine)
         if mine.error is not None:
@@ -111,6 +114,37 @@ class Predictor:
         if time.monotonic() > deadline:
             raise NotInTime
         return mine
+
+    def submit(self, images: np.ndarray, told: Callable[[Answer], None], deadline: float = float("inf"),
+               priority: int = LAST, queue_s: float = float("inf")) -> Answer:
+        """As `answer`, without waiting, and nothing runs before `go`. told: may be called from any thread, must not
+        wait.
+
+        Raises Closed, Unavailable or NotInTime, as `answer`.
+        """
+        mine = Answer(images, deadline, told=told)
+        with self._lock:
+            self._admit(mine, queue_s)
+            heappush(self._waiting, (priority, next(self._numbers), mine))
+        return mine
+
+    def go(self) -> None:
+        """Run what was submitted: here, if that is soon over, else in a thread of the Predictor."""
+        with self._lock:
+            self._drop()
+            if self._busy or not self._waiting:
+                return
+            self._busy = True
+            here = self._alone and self._run_s < INLINE_S
+            if not here:
+                self._wake()
+        if here:
+            self._lead(self._collect())
+
+    def check(self, deadline: float, queue_s: float) -> None:
+        """Raises what `answer` would for one image, before it is decoded."""
+        with self._lock:
+            self._check(time.monotonic(), 1, deadline, queue_s)
 
     @property
     def images(self) -> int:
@@ -121,24 +155,28 @@ class Predictor:
         """Answer what was submitted, then close the Session; `wait` until that is done."""
         with self._lock:
             first, self._closed = not self._closed, True
-            idle = first and not self._busy
-        if first and self._wake is not None:
-            self._wake.put(None)
-        elif idle:
+            idle = first and not self._busy and not self._waiting
+            if first and not self._alone:
+                self._wake(leads=False)
+        if idle and self._alone:
             self._end()
         if wait:
             self.ended.wait()
 
-    def _admit(self, mine: Answer) -> None:
+    def _admit(self, mine: Answer, queue_s: float) -> None:
+        self._check(mine.since, len(mine.images), mine.deadline, queue_s)
+        self._count += len(mine.images)
+
+    def _check(self, now: float, more: int, deadline: float, queue_s: float) -> None:
+        """Whether as many images can be taken. The lock is held."""
         if self._closed:
             raise Closed
-        before, more = self._count, len(mine.images)
-        if mine.since > mine.deadline:
+        if now > deadline:
             raise NotInTime
+        before = self._count
         ahead_s = (before // MAX_BATCH + 1) * self._run_s if before else 0.0  # until its own run begins, at the least
-        if before + more > MAX_WAITING or ahead_s > mine.deadline - mine.since:
+        if before + more > MAX_WAITING or ahead_s > min(deadline - now, queue_s):
             raise Unavailable(f"{before} images wait already: send fewer at a time, or later", "busy")
-        self._count += more
 
     def _wait(self, mine: Answer) -> None:
         """Until it is done, or until this thread has run what waited, this one too unless more urgent ones came."""
@@ -163,21 +201,33 @@ class Predictor:
                 self._busy = bool(self._waiting)
                 if self._busy:
                     leader = self._waiting[0][2]
-                    leader.leads = True
-                    leader.turn.release()
+                    if leader.turn is None:
+                        self._wake()
+                    else:
+                        leader.leads = True
+                        leader.turn.release()
                 over = self._closed and not self._busy
             if over:
                 self._end()
 
-    def _own(self, wake: "SimpleQueue[None]") -> None:
-        """A GPU's thread: run what waits whenever it is woken."""
-        while not self._closed or self._waiting:
-            wake.get()
-            while batch := self._collect():
-                self._run(batch)
-        self._end()
+    def _wake(self, leads: bool = True) -> None:
+        """Let the Predictor's own thread run what waits; it begins when it is needed first. The lock is held."""
+        if self._owner is None:
+            self._owner = SimpleQueue()
+            threading.Thread(target=self._own, args=(self._owner,), name=f"predictor {self.name}", daemon=True).start()
+        self._owner.put(leads)
 
-    def _collect(self) -> list[Answer]:
+    def _own(self, owner: "SimpleQueue[bool]") -> None:
+        while not self._over:
+            leads = owner.get()
+            while leads and (batch := self._collect(owns=True)):
+                self._run(batch)
+            with self._lock:
+                over = self._closed and not self._busy and not self._waiting
+            if over:
+                self._end()
+
+    def _collect(self, owns: bool = False) -> list[Answer]:
         """What waits now, up to MAX_BATCH images, the urgent first; one request may have more. None: it is idle."""
         batch, images = [], 0
         with self._lock:
@@ -186,7 +236,8 @@ class Predictor:
                 batch.append(heappop(self._waiting)[2])
                 images += len(batch[-1].images)
                 self._drop()
-            self._busy = bool(batch) or self._wake is None
+            if owns:
+                self._busy = bool(batch)
         return batch
 
     def _drop(self) -> None:
@@ -195,8 +246,10 @@ class Predictor:
             first = self._waiting[0][2]
             if not first.gone and (first.leads or first.deadline > time.monotonic()):
                 return
-            first.gone = True
+            late, first.gone = not first.gone, True
             self._count -= len(heappop(self._waiting)[2].images)
+            if late and first.told is not None:
+                first.told(first)
 
     def _run(self, batch: Sequence[Answer]) -> None:
         if not batch:
@@ -227,6 +280,8 @@ class Predictor:
             a.done = True
             if a.turn is not None:
                 a.turn.release()
+            elif a.told is not None:
+                a.told(a)
 
     def _timed(self, run: Run, images: np.ndarray) -> np.ndarray:
         began = time.monotonic_ns()
@@ -235,5 +290,10 @@ class Predictor:
         return scores
 
     def _end(self) -> None:
-        self._session.close()
-        self.ended.set()
+        with self._lock:
+            first, self._over = not self._over, True
+            if first and self._owner is not None:
+                self._owner.put(False)
+        if first:
+            self._session.close()
+            self.ended.set()

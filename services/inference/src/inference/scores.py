@@ -9,9 +9,11 @@ from inference.context import Api
 from inference.loaded import Served
 from inference.predictor import LAST, Closed, NotInTime
 from inference.statistics import Timing
+from inference.steps import Ask, Steps
 from shared.errors import Unavailable
 
 DEADLINE_S = 10.0
+LIGHT = 32 << 10  # bytes that are read and decoded in less than a millisecond
 PRODUCTION = "production"  # the alias that answers for a Name alone
 
 
@@ -21,29 +23,37 @@ def model_called(name: str, alias: str) -> str:
 
 
 def scores(context: Api, timing: Timing, name: str, alias: str, version: int | None, variant: str | None,
-           batch_of: Callable[[int], np.ndarray], patience_s: float = DEADLINE_S,
-           priority: int = LAST) -> tuple[Served, np.ndarray]:
-    """What answered, and float32 [N, classes]. batch_of(size): the request's images, uint8 [N, size, size, 3].
+           batch_of: Callable[[int], np.ndarray], weight: int, patience_s: float = DEADLINE_S,
+           priority: int = LAST) -> Steps[tuple[Served, np.ndarray]]:
+    """What answered, and float32 [N, classes]. batch_of(size): the request's images, uint8 [N, size, size, 3], which
+    `weight` bytes are made of.
 
     Raises, beside what `LoadedModels.resolve`, `Predictor.answer` and `batch_of` do:
         Unavailable: no answer within `patience_s`.
     """
-    deadline = time.monotonic() + patience_s
+    deadline, queue_s = time.monotonic() + patience_s, context.settings.queue_ms / 1000 or float("inf")
+    if version is not None or variant is not None or not context.loaded.is_ready(name, alias):
+        yield None
     while True:
         served = context.loaded.resolve(name, alias, version, variant)
         timing.found(served.version)
-        began = time.monotonic_ns()
-        batch = batch_of(served.loaded.spec.size)
-        timing.input_ns = time.monotonic_ns() - began
-        context.meters.decode.observe(timing.input_ns / 1e9)
+        predictor = served.loaded.predictor
         try:
-            answer = served.loaded.predictor.answer(batch, deadline, priority)
-        except Closed:  # it was replaced between the two lines above: ask for the present one
+            predictor.check(deadline, queue_s)
+            if weight > LIGHT:
+                yield None
+            began = time.monotonic_ns()
+            batch = batch_of(served.loaded.spec.size)
+            timing.input_ns = time.monotonic_ns() - began
+            context.meters.decode.observe(timing.input_ns / 1e9)
+            answer = yield Ask(predictor, batch, deadline, priority, queue_s)
+        except Closed:  # it was replaced meanwhile: ask for the present one
             if time.monotonic() > deadline:
                 raise Unavailable(f"{name} is being replaced", "busy") from None
         except NotInTime:
             raise Unavailable(f"no answer within {patience_s:g} s: send fewer images, or later", "deadline") from None
         else:
+            assert answer is not None
             timing.computed(answer, len(batch))
             context.meters.predicted(name, len(batch))
             assert answer.scores is not None

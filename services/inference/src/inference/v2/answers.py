@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import orjson
 
-from inference.codec import MAX_IMAGES, decode_all
+from inference.codec import MAX_IMAGES, decode_all, weight
 from inference.v2.messages import INPUT, OUTPUT, InferRequest, Object, Output, Tensor
 from inference.v2.tensors import from_binary, to_binary, to_json
 from shared.errors import Refused
@@ -44,6 +44,17 @@ def to_images(model: str, tensor: Tensor, size: int) -> np.ndarray:
         raise Refused(f"input '{INPUT}' for model '{model}' has values from {least} to {most}: expected pixels from 0 "
                       "to 255", "malformed")
     return (np.rint(array) if array.dtype.kind == "f" else array).astype(np.uint8)
+
+
+def weigh(tensor: Tensor) -> int:
+    """How much there is to do until they are images, as `codec.weight`."""
+    if tensor.datatype != "BYTES":
+        return tensor.array.nbytes
+    try:
+        return sum(weight(base64.b64decode(item[:44]) if tensor.json else item[:32], len(item))
+                   for item in tensor.array.reshape(-1))
+    except binascii.Error:
+        return 0  # it is refused at once
 
 
 def respond(request: InferRequest, model: str, version: int, parameters: Object, scores: np.ndarray,

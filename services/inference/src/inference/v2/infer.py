@@ -10,9 +10,10 @@ from flask import Response, request
 from inference.body import JSON_LIMIT, read
 from inference.context import Api, api
 from inference.predictor import LAST
-from inference.scores import DEADLINE_S, PRODUCTION, model_called, scores
+from inference.scores import DEADLINE_S, LIGHT, PRODUCTION, model_called, scores
 from inference.statistics import Timing
-from inference.v2.answers import respond, to_images
+from inference.steps import Steps, finish
+from inference.v2.answers import respond, to_images, weigh
 from inference.v2.messages import InferRequest, parse, raw
 from shared.errors import NotFound, Refused
 from shared.jobs import check_id
@@ -28,21 +29,24 @@ def infer(model: str, version: int | None = None) -> Response:
     name, alias = place(model)
     body = read(context.intake, context.settings.request_limit_mib << 20, inflate=True)
     with context.statistics.request(model_called(name, alias)) as timing:
-        return _response(*ask(context, timing, model, version, body, request.headers.get(HEADER)))
+        return _response(*finish(ask(context, timing, model, version, body, request.headers.get(HEADER))))
 
 
 def ask(context: Api, timing: Timing, model: str, version: int | None, body: bytes,
-        header: str | None) -> tuple[bytes, int | None]:
+        header: str | None) -> Steps[tuple[bytes, int | None]]:
     """An infer request's answer, and how much of it is JSON if bytes of outputs follow.
 
     header: Inference-Header-Content-Length as it came. Raises as `parse`, `scores`, `to_images` and `respond`.
     """
     name, alias = place(model)
+    if len(body) > LIGHT and header != "0":
+        yield None
     asked = _parse(context, model, body, header)
     patience_s = min(DEADLINE_S, asked.timeout_us / 1e6) if asked.timeout_us else DEADLINE_S
     try:
-        served, found = scores(context, timing, name, alias, version, asked.variant,
-                               lambda size: to_images(model, asked.tensor, size), patience_s, asked.priority or LAST)
+        served, found = yield from scores(context, timing, name, alias, version, asked.variant,
+                                          lambda size: to_images(model, asked.tensor, size), weigh(asked.tensor),
+                                          patience_s, asked.priority or LAST)
     except NotFound as e:
         raise unknown(model, version, e) from None
     loaded = served.loaded

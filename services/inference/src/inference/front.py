@@ -1,0 +1,161 @@
+"""What listens: it answers plain predictions itself, in one thread; every other connection goes on to granian.
+
+A WSGI server gives each request a thread. Under load these wait for the interpreter and for each other several times a
+request; that takes longer than a small model, and nobody knows who came first. Here one thread reads what has arrived,
+decodes it, lets it run together and answers: first come, first served, and what would come too late is turned away for
+little.
+
+What is plain is decided by a request's head, strictly, and by FastPath. Of a connection that asks for anything else
+every byte from there on is granian's, which knows all of HTTP: nothing is read in two ways.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from inference import closing
+from inference.body import PIECE
+from inference.connection import Connection, Pipe
+from inference.fast import FastPath, Route
+from inference.heads import environ_of
+from inference.predictor import Answer, Predictor
+from inference.steps import Ask
+
+BODY_LIMIT = PIECE  # larger ones are granian's, which takes them in pieces
+CACHED = 2048  # bytes of a head that is kept: a client sends the same again and again
+SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
+BACKLOG = 1024
+BEHIND = "LANNER_BEHIND"  # from the process that starts granian to the one that serves: the socket between them
+LONG = 16  # threads for what takes long: loading, large images
+
+
+def behind() -> Path:
+    """Where granian listens."""
+    return Path(os.environ[BEHIND])
+
+
+class Waits(Protocol):
+    """Who asked: it is told the Answer, or that it came too late."""
+
+    def answered(self, answer: Answer) -> None: ...
+
+
+class Front:
+    """An event loop in one thread: everything but `start` and `told` is that thread's alone."""
+
+    def __init__(self, fast: FastPath, behind: Path):
+        """behind: the socket of granian."""
+        self.fast, self.behind = fast, behind
+        self.loop = asyncio.new_event_loop()
+        self.pool = ThreadPoolExecutor(LONG, thread_name_prefix="front")
+        self.open: set[Connection | Pipe] = set()
+        self._route = lru_cache(1024)(self._routed)
+        self._asked: dict[Answer, Waits] = {}
+        self._to_run: list[Predictor] = []
+        self._done: deque[Answer] = deque()
+        self._called = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, host: str, port: int, shared: bool) -> None:
+        """Listen, and answer until the process is asked to end. shared: other processes listen there, too.
+
+        Raises OSError: the address can't be had.
+        """
+        self._server = self.loop.run_until_complete(self.loop.create_server(
+            lambda: Connection(self), host, port, backlog=BACKLOG, reuse_port=shared or None))
+        self.loop.add_reader(closing.READ, self._close)
+        self.loop.call_later(SWEEP_S, self._sweep)
+        self._thread = threading.Thread(target=self._serve, name="front")
+        self._thread.start()
+
+    def route(self, head: bytes) -> Route | None:
+        """What a request with this head is answered by; None where that is granian."""
+        return self._route(head) if len(head) <= CACHED else self._routed(head)
+
+    def submit(self, who: Waits, ask: Ask) -> Answer:
+        """Let it run with all else that is read in this turn of the loop. Raises as `Predictor.submit`."""
+        answer = ask.predictor.submit(ask.images, self.told, ask.deadline, ask.priority, ask.queue_s)
+        self._asked[answer] = who
+        if not self._to_run:
+            self.loop.call_soon(self._run)
+        if ask.predictor not in self._to_run:
+            self._to_run.append(ask.predictor)
+        return answer
+
+    def connecting(self, work: Coroutine[None, None, None]) -> None:
+        """Let it go on; a task that nobody holds may vanish."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def give_up(self, answer: Answer) -> None:
+        """Nobody waits for it any more: if it has not begun to run it does not."""
+        answer.gone = True
+        self._asked.pop(answer, None)
+
+    def told(self, answer: Answer) -> None:
+        """From any thread: it is done, or its deadline passed."""
+        self._done.append(answer)
+        if not self._called:
+            self._called = True
+            with suppress(RuntimeError):  # the loop is over: so are all who asked
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _serve(self) -> None:
+        self.loop.run_forever()
+        self.pool.shutdown()
+        self.loop.close()
+
+    def _routed(self, head: bytes) -> Route | None:
+        environ = environ_of(head)
+        route = self.fast.route(environ) if environ else None
+        return route if route and route.size <= BODY_LIMIT else None
+
+    def _run(self) -> None:
+        predictors, self._to_run = self._to_run, []
+        self._called = True  # it is, below
+        for predictor in predictors:
+            predictor.go()
+        self._deliver()
+
+    def _deliver(self) -> None:
+        self._called = False
+        while self._done:
+            answer = self._done.popleft()
+            if (who := self._asked.pop(answer, None)) is not None:
+                who.answered(answer)
+
+    def _sweep(self) -> None:
+        """Give up what is late though what runs before it is not over."""
+        now = time.monotonic()
+        for answer, who in [(a, who) for a, who in self._asked.items() if a.deadline < now]:
+            self.give_up(answer)
+            who.answered(answer)
+        self.loop.call_later(SWEEP_S, self._sweep)
+
+    def close(self) -> None:
+        """From any thread: as a signal does. Returns when it is over."""
+        self.loop.call_soon_threadsafe(self._close)
+        self._thread.join()
+
+    def _close(self) -> None:
+        """Take no connection more, and end when the last request is answered."""
+        self.loop.remove_reader(closing.READ)
+        self._server.close()
+        for connection in list(self.open):
+            connection.close_when_idle()
+        self._end()
+
+    def _end(self) -> None:
+        if self.open:
+            self.loop.call_later(0.01, self._end)
+        else:
+            self.loop.stop()

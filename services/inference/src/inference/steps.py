@@ -1,0 +1,46 @@
+"""A prediction as a generator: it says what it waits for, and whoever drives it decides how that is waited for.
+
+Flask's routes drive it in their thread, `finish`; the front, which has one thread for all, lets others go on meanwhile.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from inference.predictor import LAST, Answer, Predictor
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Ask:
+    """Images for a Predictor; what is sent back is their Answer, or what `Predictor.answer` raises."""
+
+    predictor: Predictor
+    images: np.ndarray
+    deadline: float = float("inf")
+    priority: int = LAST
+    queue_s: float = float("inf")
+
+
+Steps = Generator[Ask | None, Answer | None, T]  # None: what comes next takes long, as loading or a large image
+
+
+def finish(steps: Steps[T]) -> T:
+    """Go on to the end in this thread. Raises what the steps do."""
+    answer: Answer | None = None
+    error: Exception | None = None
+    while True:
+        try:
+            ask = steps.send(answer) if error is None else steps.throw(error)
+        except StopIteration as e:
+            result: T = e.value
+            return result
+        answer = error = None
+        if ask is not None:
+            try:
+                answer = ask.predictor.answer(ask.images, ask.deadline, ask.priority, ask.queue_s)
+            except Exception as e:
+                error = e

@@ -1,0 +1,286 @@
+"""The front: what it answers itself, what it passes on, whom it turns away, and for whom it runs nothing."""
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flask import Flask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from inference.front import Front
+from inference.heads import BEGINNINGS, environ_of, may_be_plain
+from shared.stack import free_port
+
+from .conftest import BLUE, GREEN, RED, SIZE, png, until
+
+IMAGE = png(RED)
+HEAD = f"POST /v1/models/colors/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(IMAGE)}"
+
+
+class Granian:
+    """In granian's place: notes what reaches it and ends the connection with an answer of its own."""
+
+    def __init__(self, path: Path):
+        self.seen: list[bytes] = []
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(0.3)
+                data = b""
+                try:
+                    while piece := connection.recv(1 << 16):
+                        data += piece
+                except TimeoutError:
+                    pass
+                self.seen.append(data)
+                connection.sendall(b"HTTP/1.1 299 granian\r\nContent-Length: 0\r\n\r\n")
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@pytest.fixture
+def granian(tmp_path: Path) -> Iterator[Granian]:
+    granian = Granian(tmp_path / "api.sock")
+    yield granian
+    granian.close()
+
+
+@pytest.fixture
+def front(app: Flask, serving: Any, granian: Granian, tmp_path: Path) -> Iterator[Front]:
+    front = Front(app.wsgi_app, tmp_path / "api.sock")  # type: ignore[arg-type]
+    front.port = free_port()  # type: ignore[attr-defined]
+    front.start("127.0.0.1", front.port, shared=False)  # type: ignore[attr-defined]
+    yield front
+    front.close()
+
+
+@pytest.fixture
+def connect(front: Front) -> Iterator[Callable[[], socket.socket]]:
+    made: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        made.append(socket.create_connection(("127.0.0.1", front.port), 20))  # type: ignore[attr-defined]
+        return made[-1]
+
+    yield connect
+    for connection in made:
+        connection.close()
+
+
+class Held:
+    """Keeps the Variant from running until `go`; notes how many images each run had."""
+
+    def __init__(self, app: Flask):
+        self.predictor = app.extensions["lanner"].loaded.resolve("colors", "production").loaded.predictor
+        self.go, self.running, self.batches = threading.Event(), threading.Event(), list[int]()
+        self._run, self.predictor._run_s = self.predictor._session.run, 1.0  # long: it runs in a thread of its own
+        self.predictor._session.run = self.run
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        self.running.set()
+        assert self.go.wait(20)
+        self.batches.append(len(batch))
+        scores: np.ndarray = self._run(batch)
+        return scores
+
+
+@pytest.fixture
+def held(app: Flask, front: Front) -> Iterator[Held]:
+    held = Held(app)
+    yield held
+    held.go.set()
+
+
+def request(image: bytes = IMAGE, more: str = "") -> bytes:
+    return HEAD.replace(str(len(IMAGE)), str(len(image))).encode() + more.encode() + b"\r\n\r\n" + image
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response.status, dict(response.headers), response.read()
+
+
+def label(body: bytes) -> str:
+    found: str = json.loads(body)["predictions"][0]["top"][0]["label"]
+    return found
+
+
+def test_requests_sent_at_once_are_answered_in_order(connect: Callable[[], socket.socket], granian: Granian) -> None:
+    connection = connect()
+    connection.sendall(request(png(RED)) + request(png(GREEN)) + request(png(BLUE), "\r\nConnection: keep-alive"))
+    stream = connection.makefile("rb")
+    found = []
+    for _ in range(3):
+        head = b"".join(iter(stream.readline, b"\r\n"))
+        size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        found.append((head[:15], label(stream.read(size))))
+    assert found == [(b"HTTP/1.1 200 OK", color) for color in ("red", "green", "blue")]
+    assert granian.seen == []
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(1, len(request()) - 1), max_size=5))
+def test_however_a_request_arrives_in_pieces(connect: Callable[[], socket.socket], cuts: list[int]) -> None:
+    whole = request()
+    with connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), len(whole)], strict=True):
+            connection.sendall(whole[start:stop])
+        status, headers, body = answer(connection)
+        assert (status, label(body), headers["X-Content-Type-Options"]) == (200, "red", "nosniff")
+
+
+@pytest.mark.parametrize("odd", [
+    b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"no HTTP at all",
+    request().replace(b"/predict", b"/predict?top_k=1"),
+    request().replace(b"HTTP/1.1", b"HTTP/1.0"),
+    request().replace(b"Host: x\r\n", b""),
+    request(more="\r\nTransfer-Encoding: chunked"),
+    request(more="\r\nContent-Length: 5"),
+    request(more="\r\nExpect: 100-continue"),
+    request(more="\r\nConnection: close"),
+    request(more="\r\nUpgrade: h2c"),
+    request(more="\r\n folded: yes"),
+    request(more="\r\nSpaced : yes"),
+    request(more="\r\nBare: line\nOther: feed"),
+    request().replace(b"\r\n", b"\n"),
+    request(more="\r\nContent-Encoding: gzip"),
+    request(more="\r\nSec-Fetch-Site: cross-site"),
+    request(more="\r\nLong: " + "x" * 20_000),
+    request().replace(b"image/png", b"text/plain"),
+])
+def test_what_is_not_plain_reaches_granian_to_the_byte(connect: Callable[[], socket.socket], granian: Granian,
+                                                       odd: bytes) -> None:
+    connection = connect()
+    connection.sendall(odd)
+    assert answer(connection)[0] == 299
+    assert granian.seen == [odd]
+
+
+def test_after_an_odd_request_the_connection_is_granian_s(connect: Callable[[], socket.socket],
+                                                          granian: Granian) -> None:
+    connection = connect()
+    connection.sendall(request())
+    assert answer(connection)[0] == 200
+    rest = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + request()
+    connection.sendall(rest)
+    assert answer(connection)[0] == 299
+    assert granian.seen == [rest]
+
+
+@given(st.binary(max_size=300))
+def test_no_head_is_taken_for_another(noise: bytes) -> None:
+    """A head with anything in it is refused, or read as what it says."""
+    environ = environ_of(HEAD.encode() + b"\r\nX-Noise: " + noise)
+    if environ is not None:
+        assert environ["CONTENT_LENGTH"] == str(len(IMAGE))
+        assert set(environ) >= {"HTTP_HOST", "HTTP_X_NOISE"}
+        assert b"\n" not in noise.replace(b"\r\n", b"")
+
+
+@given(st.integers(0, 200))
+def test_a_beginning_is_waited_for(size: int) -> None:
+    head = request()[:size]
+    assert may_be_plain(head)
+    assert not may_be_plain(b"X" + head)
+    assert all(may_be_plain(beginning) for beginning in BEGINNINGS)
+
+
+def test_what_waits_for_a_client_that_is_gone_is_not_run(connect: Callable[[], socket.socket], held: Held) -> None:
+    first, gone, last = connect(), connect(), connect()
+    first.sendall(request())
+    assert held.running.wait(10)
+    held.predictor._run_s = 0.0
+    gone.sendall(request())
+    until(lambda: held.predictor.images == 2)
+    last.sendall(request())
+    until(lambda: held.predictor.images == 3)
+    waiting = [answer for _, _, answer in held.predictor._waiting]
+    gone.close()
+    until(lambda: waiting[0].gone)
+    held.go.set()
+    assert [answer(c)[0] for c in (first, last)] == [200, 200]
+    assert held.batches == [1, 1]
+    until(lambda: held.predictor.images == 0)
+
+
+def test_a_deadline_is_kept_while_something_else_runs(connect: Callable[[], socket.socket], held: Held) -> None:
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [1, SIZE, SIZE, 3],
+              "parameters": {"binary_data_size": SIZE * SIZE * 3}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"timeout": 30_000}}).encode()
+    late = (b"POST /v2/models/colors/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: %d\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(head), len(head) + SIZE * SIZE * 3, head + bytes(SIZE * SIZE * 3)))
+    first, second = connect(), connect()
+    first.sendall(request())
+    assert held.running.wait(10)
+    held.predictor._run_s = 0.0
+    second.sendall(late)
+    status, headers, body = answer(second)
+    assert (status, list(json.loads(body))) == (503, ["error"])
+    assert "no answer within 0.03 s" in json.loads(body)["error"]
+    assert int(headers["Retry-After"]) > 0
+    held.go.set()
+    assert answer(first)[0] == 200
+    assert held.batches == [1]
+
+
+def test_what_would_wait_longer_than_its_turn_may_take_is_turned_away(
+        connect: Callable[[], socket.socket], app: Flask, held: Held) -> None:
+    object.__setattr__(app.extensions["lanner"].settings, "queue_ms", 500)
+    first, second = connect(), connect()
+    first.sendall(request())
+    assert held.running.wait(10)
+    second.sendall(request())
+    status, headers, body = answer(second)
+    assert (status, json.loads(body)["error"]["code"], headers["Retry-After"]) == (503, "busy", "2")
+    held.go.set()
+    assert answer(first)[0] == 200
+
+
+def test_an_error_of_the_front_is_that_of_flask(connect: Callable[[], socket.socket], serving: Any) -> None:
+    connection = connect()
+    connection.sendall(request(b"no image"))
+    status, _, body = answer(connection)
+    told = serving.post("/v1/models/colors/predict", data=b"no image", headers={"Content-Type": "image/png"})
+    assert (status, body) == (told.status_code, told.data)
+
+
+def test_closing_answers_what_waits(app: Flask, serving: Any, granian: Granian, tmp_path: Path) -> None:
+    front, port = Front(app.wsgi_app, tmp_path / "api.sock"), free_port()  # type: ignore[arg-type]
+    front.start("127.0.0.1", port, shared=False)
+    held = Held(app)
+    with socket.create_connection(("127.0.0.1", port), 20) as busy, \
+            socket.create_connection(("127.0.0.1", port), 20) as idle:
+        busy.sendall(request())
+        assert held.running.wait(10)
+        closing = threading.Thread(target=front.close)
+        closing.start()
+        assert idle.recv(1) == b""
+        held.go.set()
+        status, headers, body = answer(busy)
+        assert (status, label(body), headers["Connection"]) == (200, "red", "close")
+        closing.join(10)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 2)
