@@ -141,6 +141,12 @@ def test_a_budget_goes_along_and_the_card_says_what_auto_chose(server, client):
     for recipe in (None, {"name": "small"}, {"name": "small", "chosen": ["8 epochs: the budget has room for them"]}):
         Console(file=out, width=200).print(tables.card({**body, "recipe": recipe}))
     assert out.getvalue().count("auto chose") == 1
+    serving = {"threads": 2, "batch": 32, "images_per_s": 11583.1, "p99_ms": 8.123}
+    row = {"variant": "onnx-fp32", "state": "measured", "accuracy": 1, "latency_ms": {"p50": 1}, "bytes": 9,
+           "winner": True, "images_per_s": {"8": 9}, "gate": {"low": 0, "high": 0, "passes": True}, "serving": serving}
+    body |= {"rows": [row], "alias": {"alias": "production", "moved": True}}
+    Console(file=out, width=200).print(tables.card(body))
+    assert "onnx-fp32 serves most on 2 thread(s), at most 32 images together: 11,583 images/s" in out.getvalue()
     assert "auto chose 8 epochs: the budget has room for them" in out.getvalue()
 
 

@@ -1,6 +1,7 @@
 """/livez, /readyz and /metrics."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def test_readiness_lists_what_answers(serving: FlaskClient, root: object) -> Non
     assert serving.get("/readyz").json == {
         "ready": True, "redis": True, "refused": [], "unloaded": [],
         "models": [{"name": "colors", "alias": "production", "version": 1, "model_id": "m-1", "variant": "onnx-fp32",
-                    "digest": artifacts.manifest_digest(root, "variants/m-1/onnx-fp32"), "device": "cpu"}]}  # type: ignore[arg-type]
+                    "digest": artifacts.manifest_digest(root, "variants/m-1/onnx-fp32"), "device": "cpu",  # type: ignore[arg-type]
+                    "threads": len(os.sched_getaffinity(0)), "batch": 64, "fitted": False}]}
 
 
 def test_metrics_count_requests_images_and_jobs(serving: FlaskClient) -> None:

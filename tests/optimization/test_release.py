@@ -20,6 +20,7 @@ from shared.artifacts import aliases, open_artifact, promote, register_version, 
 from shared.attempt import Cancelled
 from shared.datasets import Dataset
 from shared.errors import Damaged, NotFound
+from shared.fitted import Fit, read_fit
 from shared.jobs import VARIANTS, OptimizeJob
 from shared.ledger import Ledger
 from shared.runtimes import FILES, TOLERANCE, open_session, run_in_chunks
@@ -92,6 +93,20 @@ def test_without_a_gpu_the_card_says_why_there_are_no_engines_and_none_is_publis
         assert row["why"] == "not built: TensorRT needs a GPU, and this ran with DEVICE=cpu"
         assert row["why"] in (root / "cards/m-1.html").read_text()
         assert not (root / "variants/m-1" / variant).exists()
+
+
+def test_every_variant_that_passes_is_fitted_to_this_host(released):
+    root, summary, card = released
+    fitted = {name: row["serving"] for name, row in rows(card).items() if "serving" in row}
+    assert set(fitted) == {name for name, row in rows(card).items() if row.get("gate", {}).get("passes")}
+    assert summary["winner"] in fitted
+    for name, found in fitted.items():
+        assert [(t["threads"], t["batch"]) for t in found["tried"]] == [(1, 8), (1, 16), (1, 32), (1, 64)]
+        assert min(t["images_per_s"] for t in found["tried"]) > 0
+        assert found["meets_target"]
+        assert read_fit(root, "m-1", name, cores=1) == Fit(1, found["batch"], "cpu")
+        assert read_fit(root, "m-1", name, cores=2) is None, "what was found with one core holds there alone"
+    assert "with 64 clients, decoding in it" in (root / "cards/m-1.html").read_text()
 
 
 def test_the_card_tells_where_and_from_what_it_was_measured(released):

@@ -59,7 +59,14 @@ def card(body: Json) -> Group:
                       f"{row['images_per_s'][batch]:,.0f}", f"{row['bytes'] / 1e6:.2f}", _verdict(row, body),
                       style="bold" if row.get("winner") else None)
     reasons = [f"{row['variant']}: {row['why']}" for row in body["rows"] if row.get("why")]
-    return Group(table, *reasons, *_chosen(body), _tested(body))
+    return Group(table, *reasons, *_fitted(body), *_chosen(body), _tested(body))
+
+
+def _fitted(body: Json) -> list[str]:
+    """How the winner is run where it was measured."""
+    return [f"{row['variant']} serves most on {at['threads']} thread(s), at most {at['batch']} images together: "
+            f"{at['images_per_s']:,.0f} images/s, p99 {at['p99_ms']:.1f} ms"
+            for row in body["rows"] if row.get("winner") and (at := row.get("serving"))]
 
 
 def _chosen(body: Json) -> list[str]:

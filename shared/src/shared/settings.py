@@ -69,7 +69,8 @@ DESCRIPTIONS = {
     "gpu_memory_mib": "most memory a training takes of each GPU, 0 for as much as it needs",
     "mixed_precision": "auto or off: whether trainings compute in bfloat16 on GPUs that have it",
     "engine_batches": "images at once that a TensorRT engine takes: least (1), usual, most",
-    "serving_p99_ms": "milliseconds of a prediction (p99) above which trainings on its GPU pause, 0 for none",
+    "serving_p99_ms":
+        "milliseconds a prediction may take (p99), 0 for any: slower, trainings pause; variants are fitted to it",
     "shadow_share": "share of live images, 0 to 1, that a name's candidate answers too, to be compared",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
     "fault": "for tests: a named point at which the process kills itself",

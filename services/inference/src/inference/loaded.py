@@ -175,6 +175,7 @@ class LoadedModels:
         """(serving, refused): what /readyz lists."""
         serving = [{"name": name, "alias": alias, "version": s.version, "model_id": s.loaded.model,
                     "variant": s.loaded.variant, "digest": s.loaded.digest, "device": s.loaded.device,
+                    "threads": s.loaded.threads, "batch": s.loaded.batch, "fitted": s.loaded.fitted,
                     **({"instead_of": s.instead_of} if s.instead_of else {})}
                    for (name, alias), s in sorted(self._aliases.items())]
         refused = [{"name": name, "alias": alias, "version": r.record.get("version"),

@@ -13,6 +13,7 @@ from inference.pace import Pace
 from inference.predictor import MAX_BATCH, Predictor
 from shared import artifacts
 from shared.datasets import Spec
+from shared.fitted import read_fit
 from shared.runtimes import open_session
 
 KEPT = 4  # Variants kept beside the pinned ones, the latest asked for
@@ -21,7 +22,10 @@ Key = tuple[str, str]  # model id, variant
 
 @dataclass(frozen=True)
 class Loaded:
-    """A Variant that answers. `digest` is the SHA-256 of its manifest."""
+    """A Variant that answers. `digest` is the SHA-256 of its manifest.
+
+    threads, batch: of its runtime, and images of several requests that run together; `fitted` if measured on this host.
+    """
 
     model: str
     variant: str
@@ -29,6 +33,9 @@ class Loaded:
     spec: Spec
     device: str
     predictor: Predictor
+    threads: int
+    batch: int
+    fitted: bool
 
 
 class Memory:
@@ -107,7 +114,9 @@ class Memory:
 
     def _open(self, model: str, variant: str) -> Loaded:
         pace = Pace(self.busy)  # what is loaded while others answer takes a processor from them at most half the time
-        session, manifest = open_session(self._root, model, variant, self._threads, self._device, pace.rest)
+        fit = read_fit(self._root, model, variant, self._threads)
+        threads = fit.threads if fit else self._threads
+        session, manifest = open_session(self._root, model, variant, threads, self._device, pace.rest)
         try:
             digest = artifacts.manifest_digest(self._root, f"variants/{model}/{variant}")
             spec = Spec.of(manifest)
@@ -117,5 +126,7 @@ class Memory:
         except BaseException:
             session.close()
             raise
-        predictor = Predictor(session, self._meters, f"{model} {variant}")
-        return Loaded(model, variant, digest, spec, session.device, predictor)
+        fitted = fit is not None and fit.device == session.device
+        batch = min(fit.batch, MAX_BATCH) if fit and fitted else MAX_BATCH
+        predictor = Predictor(session, self._meters, f"{model} {variant}", batch)
+        return Loaded(model, variant, digest, spec, session.device, predictor, threads, batch, fitted)

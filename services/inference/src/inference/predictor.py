@@ -71,8 +71,9 @@ class Predictor:
     On a GPU that is always its own one: there runtimes set memory aside for each thread that they meet.
     """
 
-    def __init__(self, session: Session, meters: Meters, name: str):
-        self.name = name
+    def __init__(self, session: Session, meters: Meters, name: str, most: int = MAX_BATCH):
+        """most: images of several requests that run together; one request may have more."""
+        self.name, self._most = name, most
         self._session, self._meters, self._alone = session, meters, session.device == "cpu"
         self._lock = threading.Lock()  # guards the seven below
         self._waiting: list[tuple[int, int, Answer]] = []  # a heap: by priority, then as they came
@@ -174,7 +175,7 @@ class Predictor:
         if now > deadline:
             raise NotInTime
         before = self._count
-        ahead_s = (before // MAX_BATCH + 1) * self._run_s if before else 0.0  # until its own run begins, at the least
+        ahead_s = (before // self._most + 1) * self._run_s if before else 0.0  # until its own run begins, at the least
         if before + more > MAX_WAITING or ahead_s > min(deadline - now, queue_s):
             raise Unavailable(f"{before} images wait already: send fewer at a time, or later", "busy")
 
@@ -228,11 +229,11 @@ class Predictor:
                 self._end()
 
     def _collect(self, owns: bool = False) -> list[Answer]:
-        """What waits now, up to MAX_BATCH images, the urgent first; one request may have more. None: it is idle."""
+        """What waits now, up to `most` images, the urgent first. None: it is idle."""
         batch, images = [], 0
         with self._lock:
             self._drop()
-            while self._waiting and (not batch or images + len(self._waiting[0][2].images) <= MAX_BATCH):
+            while self._waiting and (not batch or images + len(self._waiting[0][2].images) <= self._most):
                 batch.append(heappop(self._waiting)[2])
                 images += len(batch[-1].images)
                 self._drop()

@@ -14,6 +14,7 @@ from optimization.measure import Speed
 from optimization.page import render
 from shared import gpu
 from shared.artifacts import Manifest, now, write_bytes, write_json
+from shared.fitted import cpu_name
 from shared.jobs import OptimizeJob
 
 REFERENCE = "keras-fp32"  # the row that every other one is held against
@@ -51,14 +52,6 @@ def make_card(job: OptimizeJob, manifest: Manifest, version: int, rows: dict[str
             "gate": {"budget": job.budget, "rank_batch": job.rank_batch, "near": NEAR, "method": METHOD,
                      "validation_images": diagnosis["calibration"]["images"]},
             "rows": list(rows.values()), "winner": winner, "alias": alias, "test": tested, "diagnosis": diagnosis}
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux tells it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def write_card(root: Path, card: Card, images: np.ndarray) -> None:

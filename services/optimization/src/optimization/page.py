@@ -111,7 +111,18 @@ def _facts(card: dict[str, Any]) -> list[tuple[str, str]]:
                      f"budget {gate['budget']:g} points"),
             ("Choice", f"fastest at batch {gate['rank_batch']}; within {100 * gate['near']:g} % the more accurate"),
             ("Timing", f"sessions in turns, medians; p99 of {min(_calls(card))} calls or more at batch 1"),
-            ("Versions", versions)]
+            *_serving(card), ("Versions", versions)]
+
+
+def _serving(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """How the winner is run by an API on that host; nothing on the cards of older versions."""
+    found = next((row["serving"] for row in card["rows"] if row.get("winner") and "serving" in row), None)
+    if found is None:
+        return []
+    missed = "" if found["meets_target"] else "; no choice was within SERVING_P99_MS, this one came nearest"
+    return [("Serving", f"{card['winner']} on {found['threads']} thread(s), at most {found['batch']} images together: "
+                        f"{found['images_per_s']:,.0f} images/s, p99 {found['p99_ms']:.1f} ms, the best of "
+                        f"{len(found['tried'])} choices with 64 clients, decoding in it, HTTP not{missed}")]
 
 
 def _gpu(gpu: dict[str, Any] | None) -> str:

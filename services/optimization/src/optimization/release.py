@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from optimization.export import CALIBRATION_IMAGES, stratified
 from optimization.gate import Candidate, choose, explain, judge
 from optimization.measure import BATCHES, measure
 from optimization.reference import KerasReference, use_cpu
+from optimization.sweep import fit
 from shared import faults
 from shared.artifacts import Manifest, aliases, open_artifact, promote, register_version
 from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Conflict, Damaged, Refused
+from shared.fitted import write_fits
 from shared.jobs import OptimizeJob
-from shared.runtimes import Session, compare_golden, open_session, run_in_chunks
+from shared.runtimes import ENGINES, Session, compare_golden, load, open_session, run_in_chunks
 from shared.runtimes.plan import Unfit
 from shared.settings import batches, threads
 
@@ -53,6 +56,7 @@ def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
         tested = accuracy_on_test(dataset, {name: sessions[name] for name in (REFERENCE, winner) if name})
         judged = winner or REFERENCE
         diagnosis = {"of": judged, **diagnose(scores[judged], labels, manifest["spec"]["labels"])}
+        fit_all(job, ctx, rows, images)
     version = register_version(ctx.root, job.name, job.model_id)
     alias = move_alias(job, ctx, version, winner)
     card = make_card(job, manifest, version, rows, winner, alias, tested, diagnosis, threads(ctx.settings))
@@ -130,6 +134,21 @@ def decide(job: OptimizeJob, rows: dict[str, Row], scores: dict[str, np.ndarray]
     for name, why in explain(verdicts, candidates, winner, job.rank_batch).items():
         rows[name] |= {"gate": asdict(verdicts[name]), "winner": name == winner, "why": why}
     return winner
+
+
+def fit_all(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row], images: np.ndarray) -> None:
+    """Find for each Variant that passes how it serves most images here; written before an alias can name one of them.
+
+    An API that loads a Variant reads it; the card shows it in the Variant's row, as `serving`.
+    """
+    passing = [name for name, row in rows.items() if row.get("gate", {}).get("passes")]
+    cores, target_ms = threads(ctx.settings), ctx.settings.serving_p99_ms
+    for done, name in enumerate(passing):
+        ctx.report("fit", done, len(passing), variant=name)
+        folder = ctx.root / "variants" / job.model_id / name
+        opened = partial(load, folder, rows[name]["format"], engines=ctx.root / ENGINES, device=ctx.settings.device)
+        rows[name]["serving"] = fit(opened, rows[name]["device"], cores, images, target_ms, ctx.check)
+    write_fits(ctx.root, job.model_id, cores, target_ms, {name: rows[name]["serving"] for name in passing})
 
 
 def accuracy_on_test(dataset: Dataset, sessions: dict[str, Session]) -> dict[str, Any]:

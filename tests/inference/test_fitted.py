@@ -1,0 +1,54 @@
+"""An API runs a Variant as was found best on this host, and by its defaults wherever that does not hold."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from inference.predictor import MAX_BATCH
+from shared import artifacts
+from shared.artifacts import read_json, write_json
+from shared.fitted import write_fits
+
+from .conftest import RED, png, publish_model, until
+
+CORES = len(os.sched_getaffinity(0))
+ENTRY = {"threads": 1, "batch": 8, "device": "cpu"}
+
+
+def served(client: FlaskClient, root: Path) -> dict[str, Any]:
+    """What /readyz tells of `colors`, promoted now; it answers."""
+    artifacts.promote(root, "colors", "production", publish_model(root, "colors", "m-1"), "onnx-fp32", by="test")
+    state: dict[str, Any] = until(lambda: client.get("/readyz").json["models"])[0]
+    answer = client.post("/v1/models/colors/predict", data=png(RED), content_type="image/png")
+    assert answer.json["predictions"][0]["top"][0]["label"] == "red"
+    return {key: state[key] for key in ("threads", "batch", "fitted")}
+
+
+def test_what_was_found_on_this_host_is_used(client: FlaskClient, root: Path) -> None:
+    write_fits(root, "m-1", CORES, 0, {"onnx-fp32": ENTRY})
+    assert served(client, root) == {"threads": 1, "batch": 8, "fitted": True}
+
+
+@pytest.mark.parametrize("change", [{"cpu": "another processor"}, {"cores": CORES + 1}, {"variants": {}},
+                                    {"variants": {"onnx-fp32": {**ENTRY, "threads": CORES + 1}}},
+                                    {"variants": {"onnx-fp32": {**ENTRY, "batch": "many"}}}, {"variants": 3}])
+def test_what_was_found_elsewhere_or_makes_no_sense_is_left_alone(client: FlaskClient, root: Path,
+                                                                  change: dict[str, Any]) -> None:
+    write_fits(root, "m-1", CORES, 0, {"onnx-fp32": ENTRY})
+    path = root / "cards/m-1.serving.json"
+    write_json(path, {**read_json(path), **change})
+    assert served(client, root) == {"threads": CORES, "batch": MAX_BATCH, "fitted": False}
+
+
+def test_a_file_that_is_no_json_stops_no_variant(client: FlaskClient, root: Path) -> None:
+    (root / "cards").mkdir(exist_ok=True)
+    (root / "cards/m-1.serving.json").write_text("{")
+    assert served(client, root)["fitted"] is False
+
+
+def test_on_another_device_its_batch_does_not_hold(client: FlaskClient, root: Path) -> None:
+    write_fits(root, "m-1", CORES, 0, {"onnx-fp32": {**ENTRY, "device": "NVIDIA H100"}})
+    assert served(client, root) == {"threads": 1, "batch": MAX_BATCH, "fitted": False}
