@@ -49,7 +49,7 @@ def test_metrics_count_requests_images_and_jobs(serving: FlaskClient) -> None:
     assert seen["lanner_requests_total", "404", "GET", "none"] == 1
     assert seen["lanner_images_total", "colors"] == 3
     assert seen["lanner_batch_images_sum",] == 3
-    for stage in ("decode", "queue", "compute"):
+    for stage in ("decode", "queue", "compute", "encode"):
         assert seen["lanner_predict_seconds_count", stage] == 3
     assert seen["lanner_jobs", "queued"] == 1
     assert seen["lanner_jobs", "waiting"] == 2

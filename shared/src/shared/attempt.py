@@ -11,22 +11,25 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rq import get_current_job
 from rq.timeouts import JobTimeoutException
 
-from shared import faults, gpu
+from shared import faults, gpu, tracing
 from shared.artifacts import open_artifact
 from shared.errors import Damaged, LannerError, NotFound, Refused
 from shared.jobs import TrainJob, TuneJob
-from shared.ledger import TERMINAL, Ledger
+from shared.ledger import TERMINAL, Ledger, Request
 from shared.queue import connect, nudge
 from shared.settings import Settings, load
 
 log = logging.getLogger("lanner.attempt")
 Result = dict[str, Any]
+STAGES_KEPT = 1000  # of an attempt, for its trace: stages may alternate
 _stop = {"asked": False}
 
 
@@ -54,6 +57,7 @@ class Attempt:
         self.work: Path = settings.artifacts / "work" / job_id
         self.accepted_at = ledger.request(job_id).accepted_at
         self._stage, self._began, self._first, self._told = "", 0.0, 0.0, 0.0
+        self.stages: list[tuple[str, int]] = []  # name, when it began in ns since the epoch
 
     @property
     def should_stop(self) -> bool:
@@ -78,6 +82,8 @@ class Attempt:
         new = stage != self._stage
         if new:
             self._stage, self._began, self._first = stage, moment, step
+            if len(self.stages) < STAGES_KEPT:
+                self.stages.append((stage, time.time_ns()))
         if not new and step < of and moment - self._told < 0.2:
             return
         self._told = moment
@@ -111,7 +117,9 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
             number = ledger.begin(job_id, delivery.worker_name or "", delivery.id)
         else:
             number = ledger.begin(job_id, f"pid-{os.getpid()}")
-        outcome = _run(ledger, job_id, body, Attempt(job_id, settings, ledger))
+        began, ctx = time.time_ns(), Attempt(job_id, settings, ledger)
+        outcome = _run(ledger, job_id, body, ctx)
+        ended = time.time_ns()
         ledger.finish_attempt(job_id, number, outcome.word, outcome.message)
         if outcome.word in TERMINAL:
             ledger.end(job_id, outcome.word, code=outcome.code, message=outcome.message, result=outcome.result)
@@ -119,7 +127,27 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
             ledger.live(job_id, state="queued", progress="null")
             ledger.event(job_id, "queued", reason=outcome.word, message=outcome.message)
     nudge(redis)
+    if tracer := tracing.start(settings, ledger.request(job_id).job.SERVICE):
+        error = "" if outcome.word in ("succeeded", "stopped", "cancelled") else outcome.message
+        trace_job(tracer, ledger.request(job_id), number, began, ended, ctx.stages, error)
     return {"outcome": outcome.word}
+
+
+def trace_job(tracer: tracing.Tracer, request: Request, number: int, began_ns: int, ended_ns: int,
+              stages: list[tuple[str, int]], error: str) -> None:
+    """Spans of an attempt that is over: from the job's acceptance or, of a later attempt, its own beginning; the
+    stages in it. All jobs of a pipeline are one trace.
+    """
+    accepted = int(1e9 * datetime.fromisoformat(request.accepted_at).timestamp()) if number == 1 else began_ns
+    attempt = tracer.span(request.kind, accepted, ended_ns,
+                          tracer.context_of(tracing.traceparent_of(request.pipeline or request.id)),
+                          {"lanner.job": request.id, "lanner.name": request.job.name, "lanner.attempt": number,
+                           "lanner.pipeline": request.pipeline}, error)
+    if began_ns > accepted:
+        tracer.span("queued", accepted, began_ns, attempt)
+    for (stage, since), (_, until) in pairwise([*stages, ("", ended_ns)]):
+        tracer.span(stage, since, until, attempt)
+    tracer.flush()
 
 
 @dataclass(frozen=True)

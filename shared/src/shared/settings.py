@@ -40,6 +40,7 @@ class Settings:
     engine_batches: str = "1,64,1024"
     serving_p99_ms: int = 0
     shadow_share: float = 0.0
+    otel_exporter_otlp_endpoint: str = ""
     log_level: str = "INFO"
     fault: str = ""
 
@@ -72,6 +73,7 @@ DESCRIPTIONS = {
     "serving_p99_ms":
         "milliseconds a prediction may take (p99), 0 for any: slower, trainings pause; variants are fitted to it",
     "shadow_share": "share of live images, 0 to 1, that a name's candidate answers too, to be compared",
+    "otel_exporter_otlp_endpoint": "OpenTelemetry collector (OTLP over HTTP) that traces go to, empty for none",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
     "fault": "for tests: a named point at which the process kills itself",
 }

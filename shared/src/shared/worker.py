@@ -14,7 +14,7 @@ from importlib import import_module
 from rq import Worker
 from rq.serializers import JSONSerializer
 
-from shared import gpu
+from shared import gpu, tracing
 from shared.attempt import ask_stop
 from shared.queue import SafeJob, connect, queue_of
 from shared.settings import load
@@ -38,6 +38,7 @@ def main(service: str) -> None:
     settings = load()
     os.environ.setdefault("RAPIDS_NO_INITIALIZE", "1")
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    tracing.check(settings)
     log = logging.getLogger("lanner.worker")
     if settings.device == "gpu":
         for card in gpu.check():

@@ -20,10 +20,12 @@ from inference.metrics import Jobs, Meters
 from inference.patience import impatient
 from inference.shadow import Shadow
 from inference.statistics import Statistics
+from inference.traces import trace
 from inference.v2 import routes as v2
 from inference.v2.gpu_metrics import GpuMetrics
 from inference.v2.shared_memory import Regions
 from inference.v2.statistics import ModelMetrics
+from shared import tracing
 from shared.ledger import Ledger
 from shared.settings import Settings, load, threads
 
@@ -53,6 +55,8 @@ def create_app(settings: Settings) -> Flask:
                                    Shadow(loaded, meters, settings.shadow_share))
     if settings.serving_p99_ms:
         tell(statistics, impatient(settings), settings.device)
+    if tracer := tracing.start(settings, "inference"):
+        trace(statistics, tracer)
     errors.register(app)
     for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads, v2):
         app.register_blueprint(part.bp)

@@ -71,13 +71,14 @@ class FastPath:
 
     def route(self, environ: Mapping[str, Any]) -> Route | None:
         """What answers a request without Flask; None where Flask must."""
-        path, size = environ["PATH_INFO"], self._size(environ)
+        path, size, trace = environ["PATH_INFO"], self._size(environ), environ.get("HTTP_TRACEPARENT", "")
         if size and (found := PREDICT.fullmatch(path)) and _is_one_image(environ):
-            return Route(size, path, predict.RULE, partial(self._predict, found[1]))
+            return Route(size, path, predict.RULE, partial(self._predict, found[1], trace))
         if size and (found := INFER.fullmatch(path)) and environ.get("HTTP_ACCEPT_ENCODING") in (None, "identity"):
             version = int(found[2]) if found[2] else None
             return Route(size, path, infer.RULE if version is None else infer.VERSION_RULE,
-                         partial(self._infer, found[1], version, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")))
+                         partial(self._infer, found[1], version, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"),
+                                 trace))
         return None
 
     def _size(self, environ: Mapping[str, Any]) -> int:
@@ -87,13 +88,13 @@ class FastPath:
             return 0
         return size if (size := int(length)) <= self.api.settings.request_limit_mib << 20 else 0
 
-    def _predict(self, name: str, body: bytes) -> Steps[tuple[bytes, Headers]]:
-        with self.api.statistics.request(model_called(name, PRODUCTION)) as timing:
+    def _predict(self, name: str, traceparent: str, body: bytes) -> Steps[tuple[bytes, Headers]]:
+        with self.api.statistics.request(model_called(name, PRODUCTION), traceparent) as timing:
             return (yield from predict.label(self.api, timing, name, [("the image", body)])), IS_JSON
 
-    def _infer(self, model: str, version: int | None, header: str | None,
+    def _infer(self, model: str, version: int | None, header: str | None, traceparent: str,
                body: bytes) -> Steps[tuple[bytes, Headers]]:
-        with self.api.statistics.request(model_called(*infer.place(model))) as timing:
+        with self.api.statistics.request(model_called(*infer.place(model)), traceparent) as timing:
             answer, json_size = yield from infer.ask(self.api, timing, model, version, body, header)
         return answer, IS_JSON if json_size is None else [("Content-Type", BINARY), (infer.HEADER, str(json_size))]
 

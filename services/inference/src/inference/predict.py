@@ -25,7 +25,7 @@ def predict(name: str) -> Response:
     k = _number("top_k") or TOP_K
     images = images_of_request(context.intake, context.settings.request_limit_mib << 20)
     alias = check_id(request.args.get("alias", PRODUCTION), "alias")
-    with context.statistics.request(model_called(name, alias)) as timing:
+    with context.statistics.request(model_called(name, alias), request.headers.get("traceparent", "")) as timing:
         version, variant = _number("version"), request.args.get("variant")
         steps = label(context, timing, name, images, alias, version, variant, k)
         return Response(finish(steps), mimetype="application/json")

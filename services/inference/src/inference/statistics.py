@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -65,8 +66,8 @@ class Figures:
 class Timing:
     """One request as it goes on: who works on it tells here what it found. It failed if an exception leaves it."""
 
-    def __init__(self, statistics: "Statistics", model: str):
-        self._statistics, self._model = statistics, model
+    def __init__(self, statistics: "Statistics", model: str, traceparent: str):
+        self._statistics, self.model, self.traceparent = statistics, model, traceparent
         self.began = time.monotonic_ns()
         self.figures: Figures | None = None
         self.input_ns, self.images = 0, 0
@@ -76,12 +77,14 @@ class Timing:
     def __enter__(self) -> "Timing":
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._statistics.end(self, failed=kind is not None)
+        if self._statistics.ended is not None:
+            self._statistics.ended(self, error)
 
     def found(self, version: int) -> None:
         """The version that answers; another one if it was replaced meanwhile. What does not exist is not counted."""
-        self.figures = self._statistics.start((self._model, version), self.figures)
+        self.figures = self._statistics.start((self.model, version), self.figures)
 
     def computed(self, answer: Answer, images: int) -> None:
         self.answer, self.images, self.answered = answer, images, time.monotonic_ns()
@@ -92,16 +95,17 @@ class Timing:
 
 
 class Statistics:
-    """Safe to share among threads."""
+    """Safe to share among threads. `ended`, if set, is called with each request that is over, and its error."""
 
     def __init__(self) -> None:
+        self.ended: Callable[[Timing, BaseException | None], None] | None = None
         self._lock = threading.Lock()
         self._models: dict[Model, Figures] = {}
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT)  # (when it ended, how long it took), ns
 
-    def request(self, model: str) -> Timing:
-        """To time a request, from here to its answer, in a `with` statement."""
-        return Timing(self, model)
+    def request(self, model: str, traceparent: str = "") -> Timing:
+        """To time a request, from here to its answer, in a `with` statement. traceparent: as it came."""
+        return Timing(self, model, traceparent)
 
     def start(self, model: Model, before: Figures | None = None) -> Figures:
         """Count a request as one that waits for this Model, and no longer for the one before."""

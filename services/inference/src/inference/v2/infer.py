@@ -28,7 +28,7 @@ def infer(model: str, version: int | None = None) -> Response:
     context = api()
     name, alias = place(model)
     body = read(context.intake, context.settings.request_limit_mib << 20, inflate=True)
-    with context.statistics.request(model_called(name, alias)) as timing:
+    with context.statistics.request(model_called(name, alias), request.headers.get("traceparent", "")) as timing:
         return _response(*finish(ask(context, timing, model, version, body, request.headers.get(HEADER))))
 
 
