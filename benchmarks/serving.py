@@ -4,7 +4,8 @@
     ./run bench serving --docs-from serving.json
 
 Every server hosts the same ONNX file under the same ONNX Runtime with one thread, on one core; wrk asks it from another
-one, in a closed loop with 1, 16 and 64 connections. Servers take turns, those that wait are stopped (SIGSTOP), and
+one, in a closed loop with 1, 16 and 64 connections; a generator of our own asks in an open loop, up to three times of
+what can be answered. Servers take turns, those that wait are stopped (SIGSTOP), and
 every second round goes backwards. Answers are compared first. Each peer has a venv of its own under --peers, made by
 this command with pinned versions; one that can't be installed or started is a row that says so. wrk is a package of
 Debian and Ubuntu.
@@ -33,6 +34,7 @@ from PIL import Image
 TOP = Path(__file__).parents[1]
 SERVING = Path(__file__).parent / "serving"
 sys.path.insert(0, str(SERVING))
+import overload  # noqa: E402
 import page  # noqa: E402
 from peers import OURS, PEERS, Peer, binary, body, install, start, versions  # noqa: E402
 
@@ -87,18 +89,20 @@ class Contender:
         self.file.write_bytes(self.content)
 
     def check(self, best: int) -> None:
-        """Wait for its first answer; its likeliest class is `best`. Raises SystemExit."""
+        """Its likeliest class is `best`. Raises ValueError, and TimeoutError as `wait`."""
+        if (found := self.wait()) != best:
+            raise ValueError(f"it answers class {found}, the engine {best}")
+
+    def wait(self) -> int:
+        """The likeliest class of its first answer. Raises TimeoutError."""
         end = time.monotonic() + PATIENCE_S
         while True:
             try:
-                found = likeliest(self.server.ask(self.path, self.content, self.headers))
-                break
+                return likeliest(self.server.ask(self.path, self.content, self.headers))
             except (OSError, ValueError, http.client.HTTPException) as e:
                 if self.server.process.poll() is not None or time.monotonic() > end:
                     raise TimeoutError(f"it does not answer: {e}") from None
                 time.sleep(0.2)
-        if found != best:
-            raise ValueError(f"it answers class {found}, the engine {best}")
 
 
 def likeliest(answer: bytes) -> int:
@@ -122,9 +126,10 @@ def load(port: int, path: str, file: Path, headers: dict[str, str], connections:
     return found
 
 
-def our_server(root: Path, log: Path, core: int) -> Server:
+def our_server(root: Path, log: Path, core: int, **more: str) -> Server:
+    """more: settings beside those that every figure has."""
     port = free_port()
-    env = {**os.environ, "DEVICE": "cpu", "ARTIFACTS": str(root), "REDIS_URL": "redis://127.0.0.1:1/0",
+    env = {**os.environ, **more, "DEVICE": "cpu", "ARTIFACTS": str(root), "REDIS_URL": "redis://127.0.0.1:1/0",
            "PORT": str(port), "LOG_LEVEL": "WARNING", "SERVING_P99_MS": "0"}
     with open(log, "wb") as out:
         return Server(subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-m", "inference"], env=env,
@@ -229,6 +234,33 @@ def beside_the_engine(root: Path, server: Server, image: bytes, folder: Path, ar
     return rows
 
 
+def overloaded(root: Path, server: Server, image: bytes, folder: Path, args: argparse.Namespace) -> Row:
+    """The open loop on a server with QUEUE_MS, its load by the closed loop on `server`, which has none; slow bodies."""
+    limited = our_server(root, folder / "limited.log", args.server_core, QUEUE_MS=str(overload.QUEUE_MS))
+    try:
+        for name in overload.NETWORKS:
+            Contender(name, limited, f"/v1/models/{name}/predict", "jpeg", image, folder).wait()
+        rows: list[Row] = [{"network": name, "capacity": [], "loads": {}} for name in overload.NETWORKS]
+        slow = [overload.slow_bodies(limited.port, "/v1/models/bench-tiny/predict", "POST"),
+                overload.slow_bodies(limited.port, "/v1/uploads/u-{}", "PUT")]
+        for number in range(args.rounds):
+            for row in rows:
+                limited.signal(signal.SIGSTOP)
+                server.signal(signal.SIGCONT)
+                closed = load(server.port, f"/v1/models/{row['network']}/predict", folder / "image.body",
+                              {"Content-Type": "image/jpeg"}, 64, args.seconds, args.client_core)
+                row["capacity"].append(closed["per_s"])
+                server.signal(signal.SIGSTOP)
+                limited.signal(signal.SIGCONT)
+                for share in overload.LOADS if number % 2 == 0 else reversed(overload.LOADS):
+                    overload.add(row, share, overload.open_loop(limited.port, row["network"], folder / "image.body",
+                                                                share * row["capacity"][-1], args.seconds,
+                                                                args.client_core, number))
+    finally:
+        limited.close()
+    return {"rows": rows, "slow": slow}
+
+
 def picture() -> bytes:
     """A JPEG of 32 x 32 pixels: a gradient with noise, so that it has as many bytes as a photograph of that size."""
     y, x = np.mgrid[:32, :32]
@@ -248,12 +280,13 @@ def run(args: argparse.Namespace) -> Row:
         best = int(session.run(np.asarray(Image.open(io.BytesIO(image)))[None])[0].argmax())
         found, missing, told = contenders(stack, args, folder, root, image, best)
         engine = beside_the_engine(root, found[0].server, image, folder, args)
+        over = overloaded(root, found[0].server, image, folder, args)
         rows = turns(found, args)
         return {"date": date.today().isoformat(), "command": command(args),
                 "cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[1], "rounds": args.rounds,
                 "seconds": args.seconds, "bytes": len(image),
                 "versions": {"lanner": {"python": platform.python_version()} | {n: version(n) for n in LISTED}, **told},
-                "missing": missing, "rows": rows, "engine": engine}
+                "missing": missing, "rows": rows, "engine": engine, "overload": over}
 
 
 def command(args: argparse.Namespace) -> str:

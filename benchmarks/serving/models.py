@@ -1,7 +1,7 @@
 """Publish what is served, as the pipeline would, with random weights: `python models.py FOLDER`.
 
 bench-tiny: two convolutions, at most 50 us an image on one core, so that it is serving that is measured. small: the
-recipe's network. Both at 32 x 32 pixels and 10 classes, as ONNX float32.
+recipe's network, seed-cnn another one's. All at 32 x 32 pixels and 10 classes, as ONNX float32.
 """
 
 import sys
@@ -16,7 +16,7 @@ from shared import artifacts
 from shared.datasets import Spec
 from shared.runtimes.onnx import OnnxSession
 from training.networks import build, normalise
-from training.recipes import SMALL
+from training.recipes import SEED_CNN, SMALL
 
 SPEC = Spec(32, tuple(f"class-{i}" for i in range(10)), (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 
@@ -52,3 +52,4 @@ if __name__ == "__main__":
     keras.utils.set_random_seed(0)
     publish(Path(sys.argv[1]), "bench-tiny", tiny())
     publish(Path(sys.argv[1]), "small", build(SMALL, SPEC))
+    publish(Path(sys.argv[1]), "seed-cnn", build(SEED_CNN, SPEC))

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import overload
 from peers import OURS, PEERS
 
 NAMES = {**{key: name for key, (name, _, _) in OURS.items()}, **{key: peer.name for key, peer in PEERS.items()}}
@@ -73,6 +74,8 @@ def aims(run: Row) -> str:
     for what, least in (("JPEG, 64 connections", 0.95), ("tensors of 64, 4 connections", 0.9)):
         ratio = _of_engine(run, "small", what)
         lines.append(_line(f"`small`, {what}: at least {least:g} of the engine at batch 64", ratio, ratio >= least))
+    if "overload" in run:
+        lines += [_line(*aim) for aim in overload.aims(run["overload"]["rows"], run["overload"]["slow"])]
     return "\n".join(lines)
 
 
@@ -99,4 +102,7 @@ def _of_engine(run: Row, network: str, what: str) -> float:
 
 
 def _rest(run: Row) -> list[str]:
-    return ["## Not measured here", "Open loop and overload: wrk's loop is closed. GPUs: `./run bench gpu`."]
+    gpus = ["## Not measured here", "GPUs: `./run bench gpu`."]
+    if "overload" not in run:
+        return [gpus[0], "Open loop and overload: wrk's loop is closed. " + gpus[1]]
+    return ["## Overload", overload.render(run["overload"]["rows"], run["overload"]["slow"]), *gpus]

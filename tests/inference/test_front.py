@@ -91,8 +91,13 @@ class Held:
     def __init__(self, app: Flask):
         self.predictor = app.extensions["lanner"].loaded.resolve("colors", "production").loaded.predictor
         self.go, self.running, self.batches = threading.Event(), threading.Event(), list[int]()
-        self._run, self.predictor._run_s = self.predictor._session.run, 1.0  # long: it runs in a thread of its own
+        self._run = self.predictor._session.run
+        self.slow(1.0)  # it runs in a thread of its own
         self.predictor._session.run = self.run
+
+    def slow(self, seconds: float) -> None:
+        """How long a run is taken to last."""
+        self.predictor._run_s = self.predictor._image_s = seconds
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         self.running.set()
@@ -212,7 +217,7 @@ def test_what_waits_for_a_client_that_is_gone_is_not_run(connect: Callable[[], s
     first, gone, last = connect(), connect(), connect()
     first.sendall(request())
     assert held.running.wait(10)
-    held.predictor._run_s = 0.0
+    held.slow(0.0)
     gone.sendall(request())
     until(lambda: held.predictor.images == 2)
     last.sendall(request())
@@ -235,7 +240,7 @@ def test_a_deadline_is_kept_while_something_else_runs(connect: Callable[[], sock
     first, second = connect(), connect()
     first.sendall(request())
     assert held.running.wait(10)
-    held.predictor._run_s = 0.0
+    held.slow(0.0)
     second.sendall(late)
     status, headers, body = answer(second)
     assert (status, list(json.loads(body))) == (503, ["error"])

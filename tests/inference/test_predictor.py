@@ -132,7 +132,7 @@ def test_what_can_not_be_answered_in_time_is_turned_away_at_once(ask: Callable[.
     first.result(10)
     session.go.clear()
     second = ask(1)  # a run takes a tenth of the first one's 0.3 s, as far as is known
-    with pytest.raises(Unavailable, match="1 images wait already"):
+    with pytest.raises(Unavailable, match="too many images wait already"):
         predictor.answer(images(2), time.monotonic() + 0.01)
     session.go.set()
     assert results([second]) == [[1]]

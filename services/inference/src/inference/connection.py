@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from inference import errors, heads
 from inference.body import PIECE, cut_off
 from inference.fast import STATUS, Headers, Route
-from inference.predictor import Answer, NotInTime
+from inference.predictor import BUSY, Answer, NotInTime
 from inference.steps import Ask, Steps
+from shared.errors import Unavailable
 
 if TYPE_CHECKING:
     from inference.front import Front
@@ -122,7 +123,11 @@ class Connection(asyncio.Protocol):
         self._leave()
         route, body = self._route, data[self._body_at:self._need]
         self._parts, self._got = ([data[self._need:]], len(data) - self._need) if len(data) > self._need else ([], 0)
-        self._steps, self._need = route.steps(body), 0
+        self._need = 0
+        if route.is_full():
+            self._write(*_busy(route.path))
+            return
+        self._steps = route.steps(body)
         self._take(Outcome(self._steps))
 
     def _wait_for_body(self) -> None:
@@ -260,6 +265,11 @@ class Pipe(asyncio.Protocol):
 
     def close_when_idle(self) -> None:
         """granian does."""
+
+
+@lru_cache(256)
+def _busy(path: str) -> tuple[int, bytes, Headers]:
+    return errors.form(path, *errors.explain(Unavailable(BUSY, "busy"), "POST", path))
 
 
 @lru_cache(256)

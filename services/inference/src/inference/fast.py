@@ -35,12 +35,16 @@ Start = Callable[[str, Headers], Any]
 
 @dataclass(frozen=True)
 class Route:
-    """What answers a request. size: of its body. steps: what the body goes through, to the answer and its headers."""
+    """What answers a request. size: of its body. steps: what the body goes through, to the answer and its headers.
+
+    is_full: whether any request would be turned away now, whatever its body.
+    """
 
     size: int
     path: str
     rule: str
     steps: Callable[[bytes], Steps[tuple[bytes, Headers]]]
+    is_full: Callable[[], bool] = lambda: False
 
 
 class FastPath:
@@ -73,7 +77,8 @@ class FastPath:
         """What answers a request without Flask; None where Flask must."""
         path, size, trace = environ["PATH_INFO"], self._size(environ), environ.get("HTTP_TRACEPARENT", "")
         if size and (found := PREDICT.fullmatch(path)) and _is_one_image(environ):
-            return Route(size, path, predict.RULE, partial(self._predict, found[1], trace))
+            return Route(size, path, predict.RULE, partial(self._predict, found[1], trace),
+                         partial(self._is_full, found[1]))
         if size and (found := INFER.fullmatch(path)) and environ.get("HTTP_ACCEPT_ENCODING") in (None, "identity"):
             version = int(found[2]) if found[2] else None
             return Route(size, path, infer.RULE if version is None else infer.VERSION_RULE,
@@ -87,6 +92,13 @@ class FastPath:
         if environ["REQUEST_METHOD"] != "POST" or not LENGTH.fullmatch(length) or not UNUSUAL.isdisjoint(environ):
             return 0
         return size if (size := int(length)) <= self.api.settings.request_limit_mib << 20 else 0
+
+    def _is_full(self, name: str) -> bool:
+        served, queue_ms = self.api.loaded.pointed(name, PRODUCTION), self.api.settings.queue_ms
+        if served is None or not queue_ms or not served.loaded.predictor.is_full(queue_ms / 1000):
+            return False
+        self.api.statistics.refused((name, served.version))
+        return True
 
     def _predict(self, name: str, traceparent: str, body: bytes) -> Steps[tuple[bytes, Headers]]:
         with self.api.statistics.request(model_called(name, PRODUCTION), traceparent) as timing:

@@ -81,12 +81,17 @@ class Front:
         return self._route(head) if len(head) <= CACHED else self._routed(head)
 
     def submit(self, who: Waits, ask: Ask) -> Answer:
-        """Let it run with all else that is read in this turn of the loop. Raises as `Predictor.submit`."""
+        """Let it run: soon over, here with all else that is read in this turn of the loop; else elsewhere, and at once.
+
+        Raises as `Predictor.submit`.
+        """
         answer = ask.predictor.submit(ask.images, self.told, ask.deadline, ask.priority, ask.queue_s)
         self._asked[answer] = who
-        if not self._to_run:
-            self.loop.call_soon(self._run)
-        if ask.predictor not in self._to_run:
+        if not ask.predictor.is_quick:  # a turn under overload may take longer than what waits: nothing idles meanwhile
+            ask.predictor.go()
+        elif ask.predictor not in self._to_run:
+            if not self._to_run:
+                self.loop.call_soon(self._run)
             self._to_run.append(ask.predictor)
         return answer
 

@@ -22,9 +22,10 @@ from shared.runtimes import Session
 
 MAX_BATCH = 64
 MAX_WAITING = 4096  # images
+BUSY = "too many images wait already: send fewer at a time, or later"
 LAST = 1 << 63  # the priority of what has none
-INLINE_S = 0.001  # runs shorter than this are run by whoever asks, whatever else it could do
-SMOOTH = 0.1  # the weight of the latest run in the time that a run takes
+INLINE_S = 0.001
+SMOOTH = 0.1  # the weight of the latest run in the time that a run or an image takes
 
 
 class Closed(Exception):
@@ -75,10 +76,10 @@ class Predictor:
         """most: images of several requests that run together; one request may have more."""
         self.name, self._most = name, most
         self._session, self._meters, self._alone = session, meters, session.device == "cpu"
-        self._lock = threading.Lock()  # guards the seven below
+        self._lock = threading.Lock()  # guards the eight below
         self._waiting: list[tuple[int, int, Answer]] = []  # a heap: by priority, then as they came
         self._busy = self._closed = self._over = False
-        self._count, self._run_s = 0, 0.0
+        self._count, self._run_s, self._image_s = 0, 0.0, 0.0
         self._owner: SimpleQueue[bool] | None = None  # of its thread: whether it leads now, or may end
         self._numbers = itertools.count()
         self.ended = threading.Event()  # the Session is closed
@@ -136,16 +137,25 @@ class Predictor:
             if self._busy or not self._waiting:
                 return
             self._busy = True
-            here = self._alone and self._run_s < INLINE_S
+            here = self.is_quick
             if not here:
                 self._wake()
         if here:
             self._lead(self._collect())
 
+    def is_full(self, queue_s: float) -> bool:
+        """Whether an image would wait for longer than that, as far as can be told."""
+        return self._ahead_s() > queue_s
+
     def check(self, deadline: float, queue_s: float) -> None:
         """Raises what `answer` would for one image, before it is decoded."""
         with self._lock:
             self._check(time.monotonic(), 1, deadline, queue_s)
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether runs are over so soon that whoever asks runs them, whatever else it could do meanwhile."""
+        return self._alone and self._run_s < INLINE_S
 
     @property
     def images(self) -> int:
@@ -174,10 +184,12 @@ class Predictor:
             raise Closed
         if now > deadline:
             raise NotInTime
-        before = self._count
-        ahead_s = (before // self._most + 1) * self._run_s if before else 0.0  # until its own run begins, at the least
-        if before + more > MAX_WAITING or ahead_s > min(deadline - now, queue_s):
-            raise Unavailable(f"{before} images wait already: send fewer at a time, or later", "busy")
+        if self._count + more > MAX_WAITING or self._ahead_s() > min(deadline - now, queue_s):
+            raise Unavailable(BUSY, "busy")
+
+    def _ahead_s(self) -> float:
+        """Until the run of what comes now begins, at the least: small runs take longer an image, large ones in all."""
+        return min((self._count // self._most + 1) * self._run_s, self._count * self._image_s)
 
     def _wait(self, mine: Answer) -> None:
         """Until it is done, or until this thread has run what waited, this one too unless more urgent ones came."""
@@ -271,6 +283,7 @@ class Predictor:
         with self._lock:
             self._count -= count
             self._run_s += (took - self._run_s) * SMOOTH
+            self._image_s += (took / count - self._image_s) * SMOOTH
         self._meters.ran(count, took, [began - a.since for a in batch], error is None)
         start = 0
         for a in batch:

@@ -118,6 +118,11 @@ class Statistics:
                 before.pending -= 1
             return figures
 
+    def refused(self, model: Model) -> None:
+        """Count a request that was turned away at the door."""
+        with self._lock:
+            self._models.setdefault(model, Figures()).fail.add(0)
+
     def snapshot(self) -> dict[Model, Figures]:
         """A copy, of one moment."""
         with self._lock:
