@@ -37,8 +37,8 @@ class Training:
     history: per finished epoch {epoch, step, loss, accuracy, validation_loss, validation_accuracy, learning_rate,
     seconds, cpu_seconds}; loss and accuracy are of the augmented batches, loss with the recipe's label smoothing.
     model: what is validated and published, in float32 on one device. Where training computes in another `precision` or
-    over the replicas of a `strategy`, or publishes an average of the weights, `trained` is its twin with the float32
-    weights that the steps change.
+    over the replicas of a `strategy`, by fused kernels, or publishes an average of the weights, `trained` is its twin
+    with the float32 weights that the steps change.
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, seed: int, ctx: Attempt, precision: str = "float32",
@@ -53,9 +53,11 @@ class Training:
         self.strategy = strategy or tf.distribute.get_strategy()
         weights = transfer.find(ctx.root, dataset.spec.size) if recipe.network == "mobilenet-v2" else None
         replicas = self.strategy.num_replicas_in_sync
+        fused = (ctx.settings.device == "cpu" and precision == "float32" and replicas == 1
+                 and recipe.network in networks.FUSIBLE)
         with self.strategy.scope():
             keras.utils.set_random_seed(seed)
-            self.trained = networks.build(recipe, dataset.spec, precision, replicas)
+            self.trained = networks.build(recipe, dataset.spec, precision, replicas, fused)
             if weights is not None:
                 transfer.load(self.trained, weights)
             self.optimizer = new_optimizer(recipe, self.trained)
@@ -65,7 +67,7 @@ class Training:
                                       synchronization=tf.VariableSynchronization.ON_READ,
                                       aggregation=tf.VariableAggregation.SUM)
         self.precision = precision
-        twins = precision != "float32" or replicas > 1 or self.average is not None
+        twins = precision != "float32" or replicas > 1 or fused or self.average is not None
         self.model = networks.build(recipe, dataset.spec) if twins else self.trained
         self.predict = new_predict(self.model)
         self.step = 0

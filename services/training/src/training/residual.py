@@ -8,6 +8,8 @@ rates of their own for biases. Normalisation stands right behind each convolutio
 import keras
 from keras import layers
 
+from training.normalisation import Norm
+
 STEM = 32
 WIDTHS = (128, 512, 512)
 LARGEST = 63  # side of the map that the groups begin with: the stem halves larger images until they are as small
@@ -15,26 +17,26 @@ MOMENTUM = 0.9  # of the statistics; the average of the weights is one of them t
 SCALE = 0.125  # of the features: else the first answers are far too sure of themselves
 
 
-def features(x: keras.KerasTensor, synchronized: bool) -> keras.KerasTensor:
-    """Normalised images [N, S, S, 3] -> [N, 512]. `synchronized`: statistics are over all replicas.
+def features(x: keras.KerasTensor, norm: Norm) -> keras.KerasTensor:
+    """Normalised images [N, S, S, 3] -> [N, 512]. `norm` makes its layers of batch normalisation.
 
     Of 32 x 32 pixels 0.8 G multiply-adds an image, 12.7 M weights.
     """
     stride = 1 if x.shape[1] <= LARGEST else 2
-    x = _convolved(x, STEM, synchronized, stride)
+    x = _convolved(x, STEM, norm, stride)
     while x.shape[1] > LARGEST:
-        x = _convolved(x, 2 * STEM, synchronized, stride)
+        x = _convolved(x, 2 * STEM, norm, stride)
     for width in WIDTHS:
-        x = layers.MaxPooling2D()(_convolved(x, width, synchronized, active=False))
+        x = layers.MaxPooling2D()(_convolved(x, width, norm, active=False))
         x = shortcut = layers.Activation("silu")(x)
-        x = _convolved(x, width, synchronized)
-        x = _convolved(x, width, synchronized, active=False)
+        x = _convolved(x, width, norm)
+        x = _convolved(x, width, norm, active=False)
         x = layers.Activation("silu")(layers.Add()([x, shortcut]))
     return layers.Rescaling(SCALE, name="scale")(layers.GlobalMaxPooling2D()(x))
 
 
-def _convolved(x: keras.KerasTensor, width: int, synchronized: bool, stride: int = 1,
+def _convolved(x: keras.KerasTensor, width: int, norm: Norm, stride: int = 1,
                active: bool = True) -> keras.KerasTensor:
     x = layers.Conv2D(width, 3, strides=stride, padding="same", use_bias=False)(x)
-    x = layers.BatchNormalization(momentum=MOMENTUM, synchronized=synchronized)(x)
+    x = norm(momentum=MOMENTUM)(x)
     return layers.Activation("silu")(x) if active else x
