@@ -62,13 +62,13 @@ class LoadedModels:
     """Safe to share among threads. Requests read without a lock; a move swaps one reference."""
 
     def __init__(self, root: Path, meters: Meters, threads: int, refresh_s: float, rebuild: Rebuild | None = None,
-                 device: str = "cpu"):
+                 device: str = "cpu", budget: int = 0):
         """rebuild: queues the job that builds a TensorRT engine anew, where there is a GPU to build it on.
 
-        device: what DEVICE says, cpu or gpu.
+        device: what DEVICE says, cpu or gpu. budget: bytes, as Memory's.
         """
         self._root, self._refresh_s, self._rebuild = root, refresh_s, rebuild
-        self._memory = Memory(root, meters, threads, device)
+        self._memory = Memory(root, meters, threads, device, budget)
         self._aliases: dict[Place, Served] = {}  # replaced whole, never changed
         self._refused: dict[Place, Refusal] = {}  # likewise; both by the watcher alone
         self._rebuilds: dict[Place, tuple[dict[str, Any], str]] = {}  # alias as it was read, job; one a record
@@ -167,9 +167,9 @@ class LoadedModels:
         """What an alias points at, if that is in memory; nothing is loaded or waited for."""
         return self._aliases.get((name, alias))
 
-    def busy(self) -> bool:
-        """Whether an image waits or runs, for whichever Variant."""
-        return self._memory.busy()
+    def busy(self, besides: Loaded | None = None) -> bool:
+        """Whether live images keep this process busy; `besides`: a Variant whose past runs do not count."""
+        return self._memory.busy(besides)
 
     def state(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(serving, refused): what /readyz lists."""

@@ -1,6 +1,7 @@
 """The Variants in memory: opened once, verified and warmed, closed when nothing needs them."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from shared.datasets import Spec
 from shared.fitted import read_fit
 from shared.runtimes import open_session
 
-KEPT = 4  # Variants kept beside the pinned ones, the latest asked for
+QUIET_S = 0.02  # clients that ask without a pause are between two runs most of the time
+KEPT = 4  # Variants kept beside the pinned ones, the latest asked for, where no budget is set
 Key = tuple[str, str]  # model id, variant
 
 
@@ -24,7 +26,7 @@ Key = tuple[str, str]  # model id, variant
 class Loaded:
     """A Variant that answers. `digest` is the SHA-256 of its manifest.
 
-    threads, batch: of its runtime, and images of several requests that run together; `fitted` if measured on this host.
+    size: bytes of its files. threads, batch: of its runtime, and images of several requests that run together; `fitted` if measured on this host.
     """
 
     model: str
@@ -33,6 +35,7 @@ class Loaded:
     spec: Spec
     device: str
     predictor: Predictor
+    size: int
     threads: int
     batch: int
     fitted: bool
@@ -41,7 +44,12 @@ class Loaded:
 class Memory:
     """Safe to share among threads. `loading` is held while one loads (loading is the peak of memory) or retires."""
 
-    def __init__(self, root: Path, meters: Meters, threads: int, device: str = "cpu"):
+    def __init__(self, root: Path, meters: Meters, threads: int, device: str = "cpu", budget: int = 0):
+        """budget: bytes of the files of all; beyond it what was asked for least recently goes, never what is pinned.
+
+        0: the last KEPT stay beside the pinned ones.
+        """
+        self._budget = budget
         self._root, self._meters, self._threads, self._device = root, meters, threads, device
         self._loaded: dict[Key, Loaded] = {}
         self._asked: OrderedDict[Key, None] = OrderedDict()
@@ -84,9 +92,11 @@ class Memory:
         """Whether a Variant of this Model is in memory."""
         return any(key[0] == model for key in list(self._loaded))
 
-    def busy(self) -> bool:
-        """Whether an image waits or runs."""
-        return any(loaded.predictor.images for loaded in list(self._loaded.values()))
+    def busy(self, besides: Loaded | None = None) -> bool:
+        """Whether an image waits, runs, or ran a moment ago; of `besides` only those that wait or run count."""
+        since = time.monotonic() - QUIET_S
+        return any(loaded.predictor.images or (loaded is not besides and loaded.predictor.ran_at > since)
+                   for loaded in list(self._loaded.values()))
 
     def forget(self, models: Collection[str], pinned: Iterable[Key] | None = None) -> list[Loaded]:
         """Drop what is not pinned of these Models; `pinned` replaces what is. Returns what will be closed."""
@@ -105,12 +115,24 @@ class Memory:
                 loaded.predictor.close(wait=True)
 
     def _retire(self) -> None:
-        asked = [key for key in self._asked if key not in self._pinned]
-        keep = self._pinned | set(asked[-KEPT:])
+        asked = [key for key in self._asked if key not in self._pinned and key in self._loaded]
+        keep = self._pinned | set(asked[-KEPT:] if not self._budget else self._within_budget(asked))
         for key in [key for key in self._loaded if key not in keep]:
             self._loaded.pop(key).predictor.close()
             self._asked.pop(key, None)
         self._meters.loaded.set(len(self._loaded))
+        self._meters.loaded_bytes.set(sum(loaded.size for loaded in self._loaded.values()))
+
+    def _within_budget(self, asked: list[Key]) -> list[Key]:
+        """Of these, the latest last, those that may stay: the latest does, whatever its size, or nobody could ask."""
+        room = self._budget - sum(self._loaded[key].size for key in self._pinned if key in self._loaded)
+        kept: list[Key] = []
+        for key in reversed(asked):
+            room -= self._loaded[key].size
+            if kept and room < 0:
+                break
+            kept.append(key)
+        return kept
 
     def _open(self, model: str, variant: str) -> Loaded:
         pace = Pace(self.busy)  # what is loaded while others answer takes a processor from them at most half the time
@@ -129,4 +151,5 @@ class Memory:
         fitted = fit is not None and fit.device == session.device
         batch = min(fit.batch, MAX_BATCH) if fit and fitted else MAX_BATCH
         predictor = Predictor(session, self._meters, f"{model} {variant}", batch)
-        return Loaded(model, variant, digest, spec, session.device, predictor, threads, batch, fitted)
+        size = sum(entry["size"] for entry in manifest["files"].values())
+        return Loaded(model, variant, digest, spec, session.device, predictor, size, threads, batch, fitted)

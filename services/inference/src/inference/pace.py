@@ -7,7 +7,7 @@ LOOK_S = 0.001
 
 
 def give_way(busy: Callable[[], bool], until: float) -> None:
-    """Return once no image waits or runs, or at `until` (time.monotonic())."""
+    """Return once it is not busy, or at `until` (time.monotonic())."""
     while busy() and time.monotonic() < until:
         time.sleep(LOOK_S)
 

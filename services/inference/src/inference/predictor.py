@@ -83,6 +83,7 @@ class Predictor:
         self._owner: SimpleQueue[bool] | None = None  # of its thread: whether it leads now, or may end
         self._numbers = itertools.count()
         self.ended = threading.Event()  # the Session is closed
+        self.ran_at = -float("inf")  # when the last run ended, of time.monotonic()
 
     def answer(self, images: np.ndarray, deadline: float = float("inf"), priority: int = LAST,
                queue_s: float = float("inf")) -> Answer:
@@ -279,7 +280,8 @@ class Predictor:
                                          for i in range(0, count, MAX_BATCH)])
         except Exception as e:  # the boundary: whatever the runtime raises goes to those who wait for it
             error = e
-        took = time.monotonic() - began
+        self.ran_at = time.monotonic()
+        took = self.ran_at - began
         with self._lock:
             self._count -= count
             self._run_s += (took - self._run_s) * SMOOTH

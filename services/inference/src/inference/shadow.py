@@ -142,7 +142,7 @@ class Shadow:
         self._meters.shadow_seconds[LIVE].observe(sample.run_ms / 1000)
         for start in range(0, len(images), MOST_TOGETHER):
             part = slice(start, start + MOST_TOGETHER)
-            self._give_way()
+            self._give_way(candidate)
             self._ask(sample, candidate, images[part], sample.labels[part])
 
     def _ask(self, sample: Sample, candidate: Served, images: np.ndarray, labels: Sequence[int]) -> None:
@@ -174,9 +174,9 @@ class Shadow:
             self._of(sample.name, sample.live, candidate).failed += images
         self._meters.shadowed(sample.name, "failed", images)
 
-    def _give_way(self) -> None:
-        """Until no image waits or runs; where that never happens, until SHARE_OF_TIME allows another run."""
-        give_way(self._loaded.busy, self._ended_at + self._took_s * (1 / SHARE_OF_TIME - 1))
+    def _give_way(self, candidate: Served) -> None:
+        """Until live images have ceased to run; where they never do, until SHARE_OF_TIME allows another run."""
+        give_way(lambda: self._loaded.busy(candidate.loaded), self._ended_at + self._took_s * (1 / SHARE_OF_TIME - 1))
 
 
 def _told(served: Served | None) -> dict[str, Any] | None:
