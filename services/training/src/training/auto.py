@@ -76,7 +76,8 @@ def choose(job: TrainJob, facts: Facts) -> Said:
     usual, least, most = int(median(present)), min(present), max(present)
     if not job.augmentation and usual < FEW:
         fields |= {"recipe": "small", "augmentation": STRONG}
-        why.append(f"strong augmentation ({', '.join(STRONG)}): a class has {usual} images (the median), under {FEW}")
+        why.append(f"strong augmentation ({', '.join(STRONG)}): a class has {usual} images (the median), under {FEW}; "
+                   "recipe transfer is meant for so few, where its weights are at hand, and is not measured yet")
     elif not job.augmentation:
         why.append(f"the recipe's own augmentation: a class has {usual} images (the median), {FEW} or more")
     if not job.class_weights and most >= UNEVEN * least:
@@ -94,8 +95,9 @@ def choose(job: TrainJob, facts: Facts) -> Said:
                     else f"{facts.images} images are few, and it takes {recipe.least_steps} steps at least"))
     low, high = wilson(facts.validation // 2, facts.validation)
     if (high - low) / 2 > WIDE:
+        end = "" if recipe.early_stopping else ", and the last epoch is published instead of the luckiest"
         why.append(f"mind that {facts.validation} validation images are few: an accuracy from them is right to "
-                   f"{50 * (high - low):.0f} points or so")
+                   f"{50 * (high - low):.0f} points or so{end}")
     return fields, tuple(why)
 
 
