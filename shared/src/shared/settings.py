@@ -26,6 +26,7 @@ class Settings:
     upload_limit_mib: int = 51200
     request_limit_mib: int = 64
     queue_ms: int = 0
+    loaded_mib: int = 0
     system_shared_memory: str = "off"
     max_attempts: int = 3
     silence_s: float = 20.0
@@ -58,6 +59,7 @@ DESCRIPTIONS = {
     "upload_limit_mib": "largest dataset upload",
     "request_limit_mib": "largest body of a prediction request",
     "queue_ms": "milliseconds that a prediction may wait for its turn before it is turned away, 0 for 10 s",
+    "loaded_mib": "files of variants in memory, beyond which those asked for least recently go; 0 for the last four",
     "system_shared_memory": "on or off: whether clients of this host may hand over tensors in its shared memory",
     "max_attempts": "attempts of a job that died or failed for a passing reason",
     "silence_s": "seconds a delivered job may show no running process before it is delivered again",
@@ -113,8 +115,9 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"SERVING_P99_MS={settings.serving_p99_ms} can't be: expected 0 or more")
     if not 0 <= settings.shadow_share <= 1:
         raise SettingsError(f"SHADOW_SHARE={settings.shadow_share} can't be: expected 0 to 1")
-    if settings.queue_ms < 0:
-        raise SettingsError(f"QUEUE_MS={settings.queue_ms} can't be: expected 0 or more")
+    for name in ("queue_ms", "loaded_mib"):
+        if getattr(settings, name) < 0:
+            raise SettingsError(f"{name.upper()}={getattr(settings, name)} can't be: expected 0 or more")
     batches(settings)
     return settings
 

@@ -45,7 +45,7 @@ def create_app(settings: Settings) -> Flask:
     meters.registry.register(Jobs(ledger))
     rebuild = partial(queue_rebuild, ledger) if settings.device == "gpu" else None
     loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s, rebuild,
-                          settings.device)
+                          settings.device, settings.loaded_mib << 20)
     intake = Intake(memory=8 * settings.request_limit_mib << 20)
     statistics = Statistics()
     meters.registry.register(ModelMetrics(statistics))

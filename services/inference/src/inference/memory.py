@@ -26,7 +26,8 @@ Key = tuple[str, str]  # model id, variant
 class Loaded:
     """A Variant that answers. `digest` is the SHA-256 of its manifest.
 
-    size: bytes of its files. threads, batch: of its runtime, and images of several requests that run together; `fitted` if measured on this host.
+    size: bytes of its files. threads, batch: of its runtime, and images of several requests that run together; `fitted`
+    if measured on this host.
     """
 
     model: str

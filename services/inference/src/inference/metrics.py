@@ -81,6 +81,8 @@ class Meters:
         self._disagreed = Counter("lanner_shadow_disagreements_total", "compared images with two labels", ["model"],
                                   registry=self.registry)
         self.loaded = Gauge("lanner_loaded_variants", "variants in memory", registry=self.registry)
+        self.loaded_bytes = Gauge("lanner_loaded_bytes", "bytes of the files of variants in memory",
+                                  registry=self.registry)
 
     def answered(self, method: str, route: str, code: int) -> None:
         """Count a request. The route is a rule of the API, or "none"."""
