@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -197,10 +198,13 @@ class Training:
         self._save_if_older_than(EPOCH_CHECKPOINT_S)
 
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation split. Raises Refused when the loss is no number."""
+        """Loss and accuracy on the validation split. Raises Refused when the loss or a weight is no number."""
         images, labels = self.dataset.images("validation"), self.dataset.labels("validation")
+        weights = self.average.numpy() if self.average else self.trained.get_weights()
+        if not all(np.isfinite(w).all() for w in weights):  # answers and their loss may be finite all the same
+            self._refuse_divergence(math.nan)
         if self.model is not self.trained:
-            self.model.set_weights(self.average.numpy() if self.average else self.trained.get_weights())
+            self.model.set_weights(weights)
         found = self.predict(images, self._stop_or_give_way)
         loss = cross_entropy(found, labels)
         self._refuse_divergence(loss)
