@@ -1,6 +1,7 @@
 """Seconds an epoch: our steps against a plain `model.fit` of the same network, batch and images, in turns.
 
     ./run bench fit [--device gpu|cpu] [--images 40000] [--rounds 5] [--batch 0] [--out fit.json]
+    ./run bench fit --fed [--size 64]            beside it images sent from the host, as if larger than the GPU
     ./run bench fit --explore [--seconds 480]    other ways to run the steps beside it, until the time is spent
     ./run bench fit --profile                    what the GPU did in an epoch: kernels a step, their time, the longest
 
@@ -33,10 +34,11 @@ import tensorflow as tf
 from shared.datasets import Spec
 from shared.settings import Settings
 from training import device, networks
+from training.fitting import AHEAD, FED_CALL
 from training.recipes import RECIPES, Recipe
-from training.steps import Run, Step, fed, new_optimizer, new_step, resident
+from training.steps import Average, Run, Step, fed, new_optimizer, new_step, resident
 
-SPEC = Spec(32, tuple("abcdefghij"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+SPEC = Spec(32, tuple("abcdefghij"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of --size pixels a side
 AIM = 0.5
 Epoch = Callable[[], object]
 
@@ -51,9 +53,16 @@ class Way:
     precision: str = ""  # as this device's trainings
     steps: int = 0  # a call, 0 for an epoch
     batch: int = 0  # as the recipe, or --batch
+    ahead: int = AHEAD  # batches that `fed` reads ahead on a GPU
+    mapped: bool = False  # `fed` reads a file that is mapped into memory, as a Dataset's is
     reshaped: bool = False  # pools as the largest over axes of a reshaped map, whose gradient XLA need not scatter
 
 
+FED = {
+    "fed": Way("fed", mapped=True),
+    "fed, nothing ahead": Way("fed", mapped=True, ahead=0),
+    "fed from memory": Way("fed"),
+}
 EXPLORED = {
     "float32": Way(precision="float32"),
     "200 steps a call": Way(steps=200),
@@ -73,6 +82,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--recipes", default=",".join(RECIPES))
     parser.add_argument("--batch", type=int, default=0, help="0: as the recipe says")
+    parser.add_argument("--size", type=int, default=32, help="pixels a side")
+    parser.add_argument("--fed", action="store_true")
     parser.add_argument("--explore", action="store_true")
     parser.add_argument("--seconds", type=float, default=480, help="no further way is begun after so many")
     parser.add_argument("--profile", action="store_true")
@@ -86,11 +97,11 @@ def main() -> None:
     own = Way() if args.device == "gpu" else Way("fed", xla=False)
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"), "tensorflow": tf.__version__, "keras": keras.__version__,
-        "device": args.device, "precision": bench.precision, "images": args.images,
+        "device": args.device, "precision": bench.precision, "images": args.images, "size": args.size,
         "xla_flags": os.environ.get("XLA_FLAGS", ""), "rows": []}
     recipes = args.recipes.split(",")
     for number, name in enumerate(recipes, 1):
-        ways = {"lanner": own, **(EXPLORED if args.explore else {})}
+        ways = {"lanner": own, **(FED if args.fed else {}), **(EXPLORED if args.explore else {})}
         rows = bench.compare(RECIPES[name], ways, until=began + args.seconds * number / len(recipes))
         result["rows"] += rows
         args.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -121,7 +132,8 @@ class Bench:
     def __init__(self, args: argparse.Namespace, precision: str):
         rng = np.random.default_rng(0)
         self.args, self.precision = args, precision
-        self.images = rng.integers(0, 256, (args.images, 32, 32, 3), np.uint8)
+        self.spec = dataclasses.replace(SPEC, size=args.size)
+        self.images = rng.integers(0, 256, (args.images, args.size, args.size, 3), np.uint8)
         self.labels = rng.integers(0, 10, args.images).astype(np.int32)
 
     def compare(self, recipe: Recipe, ways: dict[str, Way], until: float) -> list[dict[str, Any]]:
@@ -156,21 +168,34 @@ class Bench:
 
     def plain(self, recipe: Recipe, batch: int) -> Epoch:
         """One epoch of model.fit."""
-        model = networks.build(recipe, SPEC)
+        model = networks.build(recipe, self.spec)
         model.compile(new_optimizer(recipe, model), "sparse_categorical_crossentropy", metrics=["accuracy"])
         pixels = self.images.astype(np.float32)
         return lambda: model.fit(pixels, self.labels, batch_size=batch, epochs=1, verbose=0)
+
+    def mapped(self) -> np.ndarray:
+        """The images in a file, which the page cache holds if it can, and which is gone with this process."""
+        with tempfile.TemporaryFile() as file:
+            np.save(file, self.images)
+            file.flush()
+            path = f"/proc/self/fd/{file.fileno()}"
+            array: np.ndarray = np.load(path, mmap_mode="r")
+        return array
 
     def ours(self, recipe: Recipe, way: Way) -> Epoch:
         """One epoch as training.fitting runs it, in another way."""
         pool = ReshapedPool if way.reshaped else keras.layers.MaxPooling2D
         with mock.patch.object(networks.layers, "MaxPooling2D", pool):
-            model = networks.build(recipe, SPEC, way.precision or self.precision)
+            model = networks.build(recipe, self.spec, way.precision or self.precision,
+                                   fused=self.args.device == "cpu" and recipe.network in networks.FUSIBLE)
+        average = Average(model, recipe.average) if recipe.average else None
         totals = tf.Variable(tf.zeros([2], tf.float64))
         xla, batch = way.xla and self.args.device == "gpu", recipe.batch_size
-        step = new_step(model, new_optimizer(recipe, model), recipe, SPEC, 0, totals, xla)
+        step = new_step(model, new_optimizer(recipe, model), recipe, self.spec, 0, totals, xla,
+                        average=average)
         steps = len(self.images) // batch
-        a_call = min(way.steps or steps, steps)
+        gpu_fed = way.program == "fed" and self.args.device == "gpu"
+        a_call = min(way.steps or (FED_CALL if gpu_fed else steps), steps)
         match way.program:
             case "resident":
                 run = resident(step, self.images, self.labels, a_call, xla)
@@ -179,7 +204,8 @@ class Bench:
             case "looped":
                 run = resident(tf.function(step, jit_compile=xla), self.images, self.labels, a_call)
             case _:
-                run = fed(step, self.images, self.labels, xla)
+                run = fed(step, self.mapped() if way.mapped else self.images, self.labels, xla,
+                          way.ahead if gpu_fed else 0)
 
         def epoch() -> None:
             order = np.random.default_rng(0).permutation(len(self.images))[:steps * batch].reshape(steps, batch)

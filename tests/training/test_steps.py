@@ -44,6 +44,11 @@ def test_resident_steps_equal_fed_steps():
     assert_close(after_six_steps(functools.partial(resident, capacity=5)), after_six_steps(fed))
 
 
+def test_steps_over_images_read_ahead_equal_fed_steps():
+    for ahead in (1, 3, 9):  # a call has two steps, then four
+        assert_close(after_six_steps(functools.partial(fed, ahead=ahead)), after_six_steps(fed))
+
+
 @pytest.mark.parametrize("augmentation", [SMALL.augmentation, SEED_CNN.augmentation], ids=["moved", "sampled"])
 def test_steps_compiled_as_one_program_equal_fed_steps(augmentation):
     """At a side of 6, which leaves one convolution (XLA runs them slowly on a CPU) and no pooling (whose gradient XLA

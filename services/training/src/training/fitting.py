@@ -28,6 +28,8 @@ REPORT_S = 0.2
 FEW_TO_CHOOSE = 1000  # validation images: one standard deviation of an accuracy from these is 1 to 1.6 points
 SAVING = 0.05  # of the time that checkpoints may take; those of large networks come more rarely
 SHARE_OF_GPU = 0.25  # of its memory for the images
+FED_CALL = 16  # steps of a call where the images are sent to a GPU
+AHEAD = 4  # batches of them that are read and sent while others are computed
 FIRST_CALL = 50  # steps of a GPU's first program
 CALL_S = 1.0  # about as long the steps of one program on a GPU may take, in which a job can't be stopped
 POINTS = 200  # of the training curve in TensorBoard
@@ -149,7 +151,9 @@ class Training:
             return mirrored(self.strategy, step, self.images, self.labels, stay)
         if stay:
             return resident(step, self.images, self.labels, self.steps_an_epoch, xla)
-        return fed(step, self.images, self.labels, xla)
+        if on_gpu:
+            self.steps_a_call = FED_CALL
+        return fed(step, self.images, self.labels, xla, AHEAD if on_gpu else 0)
 
     def _run_steps(self, run: Run) -> None:
         """The steps of the epoch that are left, `steps_a_call` at a time."""

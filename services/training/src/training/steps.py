@@ -1,6 +1,9 @@
 """Optimizer steps as TensorFlow graphs: augmentation, forward, backward, update."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import keras
 import numpy as np
@@ -112,17 +115,35 @@ def class_weights(recipe: Recipe, labels: np.ndarray, classes: int) -> np.ndarra
             raise ValueError(f"class_weights {other!r} of recipe {recipe.name} is unknown: expected balanced or none")
 
 
-def fed(step: Step, images: np.ndarray, labels: np.ndarray, xla: bool = False) -> Run:
+def fed(step: Step, images: np.ndarray, labels: np.ndarray, xla: bool = False, ahead: int = 0) -> Run:
     """run(chosen, rates, first) -> the losses: a step for each row of `chosen`, its images sent from the host.
 
     chosen int [n, B], indices into images uint8 [N, S, S, 3] and labels int32 [N]; rates float32 [n]; first: the number
-    of the first step. `xla` compiles a step, which pays on GPUs alone.
+    of the first step. `xla` compiles a step, which pays on GPUs alone. `ahead`: so many batches of a call are read, and
+    sent as bytes, by a thread of its own while earlier steps go on.
     """
     graph = tf.function(step, jit_compile=xla)
+    place = "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+
+    def sent(rows: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.device(place):
+            return tf.identity(images[rows]), tf.identity(labels[rows])
+
+    def batches(chosen: np.ndarray) -> Iterator[tuple[Any, Any]]:
+        if not ahead:
+            yield from ((images[rows], labels[rows]) for rows in chosen)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            waiting = deque(reader.submit(sent, rows) for rows in chosen[:ahead])
+            for rows in [*chosen[ahead:], *[None] * len(waiting)]:
+                batch = waiting.popleft().result()
+                if rows is not None:
+                    waiting.append(reader.submit(sent, rows))
+                yield batch
 
     def run(chosen: np.ndarray, rates: np.ndarray, first: int) -> Sequence[tf.Tensor]:
-        return [graph(images[rows], labels[rows], tf.constant(rate), tf.constant(first + i))
-                for i, (rows, rate) in enumerate(zip(chosen, rates, strict=True))]
+        return [graph(*batch, tf.constant(rate), tf.constant(first + i))
+                for i, (batch, rate) in enumerate(zip(batches(chosen), rates, strict=True))]
 
     return run
 
