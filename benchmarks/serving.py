@@ -116,9 +116,10 @@ def likeliest(answer: bytes) -> int:
     return int(top[0]["index"])
 
 
-def load(port: int, path: str, file: Path, headers: dict[str, str], connections: int, seconds: int, core: int) -> Row:
-    """What wrk saw."""
-    done = subprocess.run(["taskset", "-c", str(core), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout",
+def load(port: int, path: str, file: Path, headers: dict[str, str], connections: int, seconds: int,
+         core: int | None) -> Row:
+    """What wrk saw; core: None for all."""
+    done = subprocess.run([*on(core), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout",
                            "10s", "-s", str(SERVING / "post.lua"), f"http://127.0.0.1:{port}{path}", "--", str(file),
                            *(f"{name}={value}" for name, value in headers.items())],
                           capture_output=True, text=True, check=True)
@@ -126,14 +127,19 @@ def load(port: int, path: str, file: Path, headers: dict[str, str], connections:
     return found
 
 
-def our_server(root: Path, log: Path, core: int, **more: str) -> Server:
+def on(core: int | None) -> list[str]:
+    """What a command begins with that runs on one core."""
+    return [] if core is None else ["taskset", "-c", str(core)]
+
+
+def our_server(root: Path, log: Path, core: int | None, **more: str) -> Server:
     """more: settings beside those that every figure has."""
     port = free_port()
     env = {**os.environ, **more, "DEVICE": "cpu", "ARTIFACTS": str(root), "REDIS_URL": "redis://127.0.0.1:1/0",
            "PORT": str(port), "LOG_LEVEL": "WARNING", "SERVING_P99_MS": "0"}
     with open(log, "wb") as out:
-        return Server(subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-m", "inference"], env=env,
-                                       stdout=out, stderr=out, start_new_session=True), port)
+        return Server(subprocess.Popen([*on(core), sys.executable, "-m", "inference"], env=env, stdout=out, stderr=out,
+                                       start_new_session=True), port)
 
 
 def contenders(stack: ExitStack, args: argparse.Namespace, folder: Path, root: Path, image: bytes,
@@ -261,6 +267,29 @@ def overloaded(root: Path, server: Server, image: bytes, folder: Path, args: arg
     return {"rows": rows, "slow": slow}
 
 
+def several(root: Path, image: bytes, folder: Path, args: argparse.Namespace) -> list[Row]:
+    """The API as one process and as one a core, on every core, which wrk shares: what HTTP_PROCESSES brings."""
+    servers = {n: our_server(root, folder / f"{n}.log", None, HTTP_PROCESSES=str(n)) for n in (1, os.cpu_count() or 1)}
+    rows: list[Row] = [{"network": name, "processes": n, "connections": c, "per_s": [], "p50_us": [], "p99_us": [],
+                        "bad": 0} for name in overload.NETWORKS for n in servers for c in (1, 64)]
+    try:
+        for server in servers.values():
+            for name in overload.NETWORKS:
+                Contender(name, server, f"/v1/models/{name}/predict", "jpeg", image, folder).wait()
+            server.signal(signal.SIGSTOP)
+        for number in range(args.rounds):
+            for row in rows if number % 2 == 0 else reversed(rows):
+                server = servers[row["processes"]]
+                server.signal(signal.SIGCONT)
+                add(row, load(server.port, f"/v1/models/{row['network']}/predict", folder / "image.body",
+                              {"Content-Type": "image/jpeg"}, row["connections"], args.seconds, None))
+                server.signal(signal.SIGSTOP)
+    finally:
+        for server in servers.values():
+            server.close()
+    return rows
+
+
 def picture() -> bytes:
     """A JPEG of 32 x 32 pixels: a gradient with noise, so that it has as many bytes as a photograph of that size."""
     y, x = np.mgrid[:32, :32]
@@ -281,12 +310,13 @@ def run(args: argparse.Namespace) -> Row:
         found, missing, told = contenders(stack, args, folder, root, image, best)
         engine = beside_the_engine(root, found[0].server, image, folder, args)
         over = overloaded(root, found[0].server, image, folder, args)
+        processes = several(root, image, folder, args)
         rows = turns(found, args)
         return {"date": date.today().isoformat(), "command": command(args),
                 "cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[1], "rounds": args.rounds,
                 "seconds": args.seconds, "bytes": len(image),
                 "versions": {"lanner": {"python": platform.python_version()} | {n: version(n) for n in LISTED}, **told},
-                "missing": missing, "rows": rows, "engine": engine, "overload": over}
+                "missing": missing, "rows": rows, "engine": engine, "overload": over, "processes": processes}
 
 
 def command(args: argparse.Namespace) -> str:

@@ -105,4 +105,18 @@ def _rest(run: Row) -> list[str]:
     gpus = ["## Not measured here", "GPUs: `./run bench gpu`."]
     if "overload" not in run:
         return [gpus[0], "Open loop and overload: wrk's loop is closed. " + gpus[1]]
-    return ["## Overload", overload.render(run["overload"]["rows"], run["overload"]["slow"]), *gpus]
+    return ["## Overload", overload.render(run["overload"]["rows"], run["overload"]["slow"]),
+            "## HTTP_PROCESSES", processes(run), *gpus]
+
+
+def processes(run: Row) -> str:
+    lines = [f"The API on all {run['cores']} cores, which wrk shares: as one process with a thread of ONNX Runtime a "
+             "core, and as one process a core.", "",
+             "| network | processes | requests/s, c = 1 | 64 | p50 ms, c = 1 | 64 | p99 ms, c = 1 | 64 | failed |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for name, count in dict.fromkeys((row["network"], row["processes"]) for row in run["processes"]):
+        mine = [row for row in run["processes"] if (row["network"], row["processes"]) == (name, count)]
+        cells = [f"{median(row['per_s']):,.0f}" for row in mine]
+        cells += [f"{median(row[what]) / 1000:.2f}" for what in ("p50_us", "p99_us") for row in mine]
+        lines.append(f"| {name} | {count} | {' | '.join(cells)} | {sum(row['bad'] for row in mine)} |")
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import tempfile
 from importlib import metadata
 
@@ -34,6 +35,14 @@ def installed() -> dict[str, str]:
     return {name: metadata.version(name) for name in LIBRARIES if name in names}
 
 
+def check_address(host: str, port: int) -> None:
+    """Several processes share it: then nobody would be told that another program has it. Raises SystemExit."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as e:
+        raise SystemExit(f"{host}:{port} can't be listened on: {e.strerror or e}. Set HOST and PORT") from None
+
+
 def main() -> None:
     settings = load()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -43,11 +52,12 @@ def main() -> None:
     logging.getLogger("_granian").addFilter(lambda record: "seems quite high" not in record.getMessage())
     # granian's worker is a fork: until it serves, SIGTERM would run the parent's handler in it, and be lost
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    check_address(settings.host, settings.port)
     with tempfile.TemporaryDirectory(prefix="lanner-") as folder:
         os.environ[BEHIND] = f"{folder}/api.sock"
-        Granian("inference.app:serve", factory=True, interface=Interfaces.WSGI, uds=behind(), workers=1,
-                blocking_threads=BODY_SLOTS + SPARE_THREADS, workers_kill_timeout=DRAIN_S, websockets=False,
-                log_level=LogLevels(settings.log_level.lower())).serve()
+        Granian("inference.app:serve", factory=True, interface=Interfaces.WSGI, uds=behind(),
+                workers=settings.http_processes, blocking_threads=BODY_SLOTS + SPARE_THREADS,
+                workers_kill_timeout=DRAIN_S, websockets=False, log_level=LogLevels(settings.log_level.lower())).serve()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from inference.latency import tell
 from inference.loaded import LoadedModels
 from inference.metrics import Jobs, Meters
 from inference.patience import impatient
+from inference.peers import Peers
 from inference.shadow import Shadow
 from inference.statistics import Statistics
 from inference.traces import trace
@@ -34,25 +35,30 @@ SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-refe
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-def create_app(settings: Settings) -> Flask:
-    """The API. It starts following the aliases; `app.extensions["lanner"].loaded.close()` ends that."""
+def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
+    """The API. It starts following the aliases; `app.extensions["lanner"].loaded.close()` ends that.
+
+    peers: its other processes, if there are any.
+    """
     app = Flask(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # a path is a route or it is not: no redirects
     meters = Meters()
     redis = impatient(settings)
     ledger = Ledger(settings.artifacts, redis)
-    meters.registry.register(Jobs(ledger))
+    meters.host.register(Jobs(ledger))
     rebuild = partial(queue_rebuild, ledger) if settings.device == "gpu" else None
-    loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s, rebuild,
-                          settings.device, settings.loaded_mib << 20)
+    cores = max(1, threads(settings) // settings.http_processes)
+    loaded = LoadedModels(settings.artifacts, meters, cores, settings.refresh_s, rebuild, settings.device,
+                          settings.loaded_mib << 20)
     intake = Intake(memory=8 * settings.request_limit_mib << 20)
     statistics = Statistics()
     meters.registry.register(ModelMetrics(statistics))
-    meters.registry.register(GpuMetrics())
-    app.extensions["lanner"] = Api(settings, redis, ledger, loaded, meters, intake, statistics,
+    meters.host.register(GpuMetrics())
+    app.extensions["lanner"] = context = Api(settings, redis, ledger, loaded, meters, intake, statistics,
                                    Regions(settings.system_shared_memory == "on", settings.request_limit_mib << 20),
-                                   Shadow(loaded, meters, settings.shadow_share))
+                                   Shadow(loaded, meters, settings.shadow_share), peers or Peers())
+    context.peers.serve(context.actions())
     if settings.serving_p99_ms:
         tell(statistics, impatient(settings), settings.device)
     if tracer := tracing.start(settings, "inference"):
@@ -73,9 +79,10 @@ def serve() -> Flask:
     notice_signals()
     settings = load()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    app = create_app(settings)
+    several = settings.http_processes > 1
+    app = create_app(settings, Peers(behind().parent if several else None))
     assert isinstance(app.wsgi_app, FastPath)
-    Front(app.wsgi_app, behind()).start(settings.host, settings.port, shared=False)
+    Front(app.wsgi_app, behind()).start(settings.host, settings.port, several)
     return app
 
 

@@ -1,13 +1,15 @@
 """What the routes share, made once by the factory."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from flask import current_app
 from redis import Redis
 
 from inference.body import Intake
-from inference.loaded import LoadedModels
+from inference.loaded import LOAD_S, LoadedModels
 from inference.metrics import Meters
+from inference.peers import Actions, Peers
 from inference.shadow import Shadow
 from inference.statistics import Statistics
 from inference.v2.shared_memory import Regions
@@ -26,6 +28,19 @@ class Api:
     statistics: Statistics
     regions: Regions
     shadow: Shadow
+    peers: Peers
+
+
+    def everywhere(self, action: str, *args: Any) -> None:
+        """Do it in this process, then in the others: unload, load, register, unregister. Raises as it does."""
+        self.actions()[action](*args)
+        self.peers.ask(action, *args, patience_s=LOAD_S)
+
+    def actions(self) -> Actions:
+        """What the processes of this API ask one another."""
+        return {"unload": self.loaded.unload, "load": self.loaded.load, "register": self.regions.register,
+                "unregister": self.regions.unregister, "figures": self.statistics.snapshot,
+                "families": self.meters.families}
 
 
 def api() -> Api:

@@ -1,10 +1,11 @@
 """/livez, /readyz, /metrics: for supervisors, load balancers and Prometheus."""
 
 from flask import Blueprint, Response, jsonify
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from redis import RedisError
 
 from inference.context import api
+from inference.metrics import Total
 
 bp = Blueprint("health", __name__)
 
@@ -35,4 +36,7 @@ def readyz() -> tuple[Response, int]:
 
 @bp.get("/metrics")
 def metrics() -> Response:
-    return Response(generate_latest(api().meters.registry), content_type=CONTENT_TYPE_LATEST)
+    """Of all processes of the API: what each counted is added up."""
+    context, counted = api(), CollectorRegistry()
+    counted.register(Total([context.meters.families(), *context.peers.ask("families")]))
+    return Response(generate_latest(counted) + generate_latest(context.meters.host), content_type=CONTENT_TYPE_LATEST)

@@ -3,9 +3,9 @@
 import itertools
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from redis import RedisError
@@ -56,11 +56,36 @@ class Histograms(Collector):
         yield family
 
 
+class Total(Collector):
+    """What several processes counted, added up."""
+
+    def __init__(self, parts: Iterable[Iterable[Metric]]):
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+        for part in self._parts:
+            for family in part:
+                families.setdefault(family.name, family)
+                counted = values.setdefault(family.name, {})
+                for sample in family.samples:
+                    key = sample.name, tuple(sorted(sample.labels.items()))
+                    first = sample.name.endswith("_created")  # when the first of them began to count
+                    counted[key] = (min(counted.get(key, sample.value), sample.value) if first else
+                                    counted.get(key, 0.0) + sample.value)
+        for name, family in families.items():
+            total = Metric(family.name, family.documentation, family.type)
+            for (sample_name, labels), value in values[name].items():
+                total.add_sample(sample_name, dict(labels), value)
+            yield total
+
+
 class Meters:
-    """Counters and histograms that the request path writes."""
+    """Counters and histograms that the request path writes. `registry` is of this process, `host` of all there is."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry, self.host = CollectorRegistry(), CollectorRegistry()
         self._requests = Counter("lanner_requests_total", "requests answered", ["method", "route", "code"],
                                  registry=self.registry)
         self._images = Counter("lanner_images_total", "images predicted", ["model"], registry=self.registry)
@@ -83,6 +108,10 @@ class Meters:
         self.loaded = Gauge("lanner_loaded_variants", "variants in memory", registry=self.registry)
         self.loaded_bytes = Gauge("lanner_loaded_bytes", "bytes of the files of variants in memory",
                                   registry=self.registry)
+
+    def families(self) -> list[Metric]:
+        """What this process counted."""
+        return list(self.registry.collect())
 
     def answered(self, method: str, route: str, code: int) -> None:
         """Count a request. The route is a rule of the API, or "none"."""

@@ -1,6 +1,6 @@
 """What each model was asked since the process started, and where the time went; of every route that predicts.
 
-The API is one process, so counters in its memory are the server's own.
+Counters are in the memory of each process of the API; who tells them adds them up.
 """
 
 import copy
@@ -8,9 +8,10 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
+from typing import Any
 
 from inference.predictor import Answer
 
@@ -61,6 +62,27 @@ class Figures:
         if found is None:
             found = self.batches[size] = Batches()
         return found
+
+
+def added_up(parts: Iterable[dict[Model, Figures]]) -> dict[Model, Figures]:
+    """What several processes counted."""
+    total: dict[Model, Figures] = {}
+    for part in parts:
+        for model, figures in part.items():
+            before = total.get(model, Figures())
+            total[model] = replace(_plus(before, figures), last_ms=max(before.last_ms, figures.last_ms))
+    return total
+
+
+def _plus(a: Any, b: Any) -> Any:
+    """Of two numbers, dictionaries or dataclasses of them."""
+    match a:
+        case int():
+            return a + b
+        case dict():
+            return {**a, **b, **{key: _plus(a[key], b[key]) for key in a.keys() & b.keys()}}
+        case _:
+            return type(a)(**{f.name: _plus(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)})
 
 
 class Timing:

@@ -9,7 +9,7 @@ from inference.body import JSON_LIMIT, read
 from inference.context import api
 from inference.loaded import Found
 from inference.scores import model_called
-from inference.statistics import Figures
+from inference.statistics import Figures, added_up
 from inference.v2 import repository
 from inference.v2.infer import RULE, VERSION_RULE, infer, known, place
 from inference.v2.messages import Object, count, field
@@ -73,7 +73,8 @@ def model_config(model: str, version: int | None = None) -> Response:
 @bp.get("/models/<model>/versions/<int:version>/stats")
 def stats(model: str | None = None, version: int | None = None) -> Response:
     """Of every model that was asked; of one, which has figures of zero until then."""
-    asked = api().statistics.snapshot()
+    context = api()
+    asked = added_up([context.statistics.snapshot(), *context.peers.ask("figures")])
     if model is not None:
         called, found = model_called(*place(model)), _find(model, version)
         asked = {key: figures for key, figures in asked.items() if key[0] == called and version in (None, key[1])}
@@ -96,7 +97,7 @@ def load(model: str) -> Response:
     if field(_json(), "parameters", dict, {}):
         raise Refused("a model is loaded as it was published: load takes no parameters", "malformed")
     with known(model):
-        api().loaded.load(model)
+        api().everywhere("load", model)
     return jsonify({})
 
 
@@ -106,7 +107,7 @@ def unload(model: str) -> Response:
     check_id(model, "model name")
     field(field(_json(), "parameters", dict, {}), "unload_dependents", bool, False)
     with known(model):
-        api().loaded.unload(model)
+        api().everywhere("unload", model)
     return jsonify({})
 
 
@@ -119,14 +120,15 @@ def region_status(region: str | None = None) -> Response:
 @bp.post("/systemsharedmemory/region/<region>/register")
 def register_region(region: str) -> Response:
     body = _json()
-    api().regions.register(Region(region, field(body, "key", str), count(body, "offset"), count(body, "byte_size")))
+    api().everywhere("register", Region(region, field(body, "key", str), count(body, "offset"),
+                                        count(body, "byte_size")))
     return jsonify({})
 
 
 @bp.post("/systemsharedmemory/unregister")
 @bp.post("/systemsharedmemory/region/<region>/unregister")
 def unregister_region(region: str | None = None) -> Response:
-    api().regions.unregister(region)
+    api().everywhere("unregister", region)
     return jsonify({})
 
 
