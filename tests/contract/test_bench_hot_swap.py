@@ -1,6 +1,7 @@
 """The benchmark of swaps counts what was dropped and keeps what a swap costs apart from the rest; against a server."""
 
 import importlib
+import json
 import subprocess
 import sys
 import threading
@@ -93,3 +94,8 @@ def test_the_client_keeps_every_request_of_its_loop(tmp_path):
     assert len(status) == server.count > 10
     assert ((status == 503).sum(), (status == 0).sum()) == (server.refused, server.closed)
     assert set(version[status == 200]) == {3}
+
+
+def test_the_page_is_what_the_recorded_run_gives(bench):
+    recorded = TOP / "docs" / "benchmarks" / "hot-swap.json"
+    assert bench.render(json.loads(recorded.read_text())) == recorded.with_suffix(".md").read_text()
