@@ -30,9 +30,9 @@ def docs(tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_page_of_figures_names_its_command_date_and_versions(page):
     text = page.read_text()
-    commands = re.findall(r"`(?:python benchmarks/|\./run bench )(\w+)", text)
+    commands = re.findall(r"`(?:python benchmarks/|\./run bench )([\w-]+)", text)
     assert commands, f"{page.name}: no `./run bench NAME` and no `python benchmarks/NAME.py`"
-    assert all((TOP / "benchmarks" / f"{name}.py").is_file() for name in commands), commands
+    assert all((TOP / "benchmarks" / f"{name.replace('-', '_')}.py").is_file() for name in commands), commands
     assert re.search(r"\b20\d\d-[01]\d-[0-3]\d\b", text), f"{page.name}: no date"
     assert re.search(r"[A-Za-z]\w+ \d+\.\d+", text), f"{page.name}: no version"
     assert re.search(r"\bcores?\b", text), f"{page.name}: no machine"
