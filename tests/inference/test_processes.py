@@ -41,6 +41,30 @@ def two(tmp_path_factory: pytest.TempPathFactory, valkey_server: Any) -> Iterato
     server.process.wait(20)
 
 
+def test_the_candidate_s_answers_in_all_processes_are_added_up(root: Path, valkey: Any,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    for alias, model, weights in (("production", "m-1", None), ("candidate", "m-2", np.eye(3)[::-1] * 0.05)):
+        artifacts.promote(root, "colors", alias, publish_model(root, "colors", model, onnx_fp32=weights), "onnx-fp32",
+                          by="test")
+    monkeypatch.setenv("HTTP_PROCESSES", "2")
+    monkeypatch.setenv("SHADOW_SHARE", "1")
+    server = start_server(root, valkey.url)
+    try:
+        def shadow() -> dict[str, Any]:
+            told: dict[str, Any] = json.loads(server.call("GET", "/v1/models/colors/shadow")[1])
+            return told
+
+        until(lambda: all(shadow().get("candidate") for _ in range(12)))  # in both processes
+        assert statuses(server, 40) == {200}
+        told = until(lambda: (t := shadow())["mirrored"] == 40 and t)
+        assert (told["disagreements"], told["confusion"]) == (40, [{"production": "red", "candidate": "blue",
+                                                                    "images": 40}])
+        assert told["run_ms"]["candidate"]["runs"] == 40
+    finally:
+        server.process.terminate()
+        server.process.wait(20)
+
+
 def workers(server: Server) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children()
 

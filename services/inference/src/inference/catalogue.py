@@ -112,7 +112,7 @@ def roll_back(name: str, alias: str) -> Response:
 def shadow(name: str) -> Response:
     """How the candidate answers live images beside production."""
     _versions(_root(), name)
-    return jsonify(api().shadow.report(name))
+    return jsonify(api().shadow.report(name, api().peers.ask("shadow", name)))
 
 
 @bp.get("/v1/cards/<model_id>")

@@ -42,6 +42,16 @@ class Comparison:
         self.confusion.update(pairs)
         self.candidate.append(candidate)
 
+    def add_up(self, other: "Comparison") -> None:
+        """What another process found of the same pair."""
+        self.since = min(self.since, other.since)
+        self.images += other.images
+        self.dropped += other.dropped
+        self.failed += other.failed
+        self.confusion.update(other.confusion)
+        self.production.extend(other.production)
+        self.candidate.extend(other.candidate)
+
     def copy(self) -> "Comparison":
         """To be told while the other one goes on."""
         return replace(self, confusion=self.confusion.copy(), production=self.production.copy(),

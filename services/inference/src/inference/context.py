@@ -40,7 +40,7 @@ class Api:
         """What the processes of this API ask one another."""
         return {"unload": self.loaded.unload, "load": self.loaded.load, "register": self.regions.register,
                 "unregister": self.regions.unregister, "figures": self.statistics.snapshot,
-                "families": self.meters.families}
+                "families": self.meters.families, "shadow": self.shadow.found}
 
 
 def api() -> Api:

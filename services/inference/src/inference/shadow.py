@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -97,14 +97,22 @@ class Shadow:
                                  answer.scores[chosen].argmax(1).tolist(), sum(ns for _, ns in pieces) / 1e6,
                                  sum(images for images, _ in pieces)))
 
-    def report(self, name: str) -> dict[str, Any]:
+    def found(self, name: str) -> Comparison:
         """How the Variants that the two aliases name now compare; without one of them there is nothing to tell."""
         live, candidate = self._loaded.pointed(name, LIVE), self._loaded.pointed(name, CANDIDATE)
         pair = pair_of(live, candidate) if live and candidate else None
         with self._lock:
             found = self._comparisons.get(name)
-            same = found.copy() if found is not None and found.pair == pair else Comparison(pair)
-        return {"name": name, "share": self.share, LIVE: _told(live), CANDIDATE: _told(candidate), **same.told()}
+            return found.copy() if found is not None and found.pair == pair else Comparison(pair)
+
+    def report(self, name: str, others: Iterable[Comparison] = ()) -> dict[str, Any]:
+        """As JSON, with what other processes of this API `found`."""
+        all_of_it = self.found(name)
+        for other in others:
+            if other.pair == all_of_it.pair:  # else it has not seen an alias move yet, or has before this one
+                all_of_it.add_up(other)
+        return {"name": name, "share": self.share, LIVE: _told(self._loaded.pointed(name, LIVE)),
+                CANDIDATE: _told(self._loaded.pointed(name, CANDIDATE)), **all_of_it.told()}
 
     def _of(self, name: str, live: Served, candidate: Served) -> Comparison:
         """The comparison of these two, begun anew where an alias has moved. The lock is held."""
