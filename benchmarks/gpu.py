@@ -238,10 +238,16 @@ class Bench:
         """Have the API accept a job and wait for its end; seconds are its attempt's, `made` is what it publishes."""
         view = self.api.ask("POST", "/v1/jobs", body)
         told, line = time.monotonic(), ""
+        stages: dict[str, float] = {}
+        seen = time.monotonic()
         while not view["ended_at"]:
             self.check()
             time.sleep(0.05)
             view = self.api.ask("GET", f"/v1/jobs/{view['id']}")
+            now_at = time.monotonic()
+            if stage := (view["progress"] or {}).get("stage"):
+                stages[stage] = stages.get(stage, 0.0) + now_at - seen
+            seen = now_at
             if view["attempts"] and view["attempts"][-1].get("outcome") == "error":
                 return {"part": part, "seconds": 0.0, "what": view["attempts"][-1]["message"], "failed": True}
             progress = view["progress"] or {}
@@ -251,8 +257,10 @@ class Bench:
                 print(line, flush=True)
         last, failed = view["attempts"][-1], view["state"] != "succeeded"
         made = view["job"].get({"preprocess": "dataset_id", "train": "model_id"}.get(body["kind"], ""), "")
+        spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.items() if seconds >= 0.5)
         return {"part": part, "seconds": _seconds(last["ended_at"]) - _seconds(last["started_at"]), "failed": failed,
-                "what": view["error"]["message"] if failed else self.describe(body["kind"], made), "made": made}
+                "what": view["error"]["message"] if failed else f"{self.describe(body['kind'], made)}; {spent}",
+                "made": made, "stages": stages}
 
     def describe(self, kind: str, made: str) -> str:
         match kind:

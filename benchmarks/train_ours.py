@@ -52,7 +52,7 @@ class Ours:
         self.views = program.new_answer(self.plan, self.held, program.VIEWS)
         self.first: dict[str, float] = {}
         began = time.perf_counter()
-        self.first = self.laps()
+        self.first = self.laps(tell=True)
         self.compile_s = time.perf_counter() - began
 
     def part(self, trains: bool, plan: program.Plan | None = None) -> program.Part:
@@ -82,7 +82,7 @@ class Ours:
         accuracy, without = (float((f.argmax(1) == self.truth).mean()) for f in (found, plain))
         return {"seconds": seconds, "accuracy": accuracy, "plain": without}
 
-    def laps(self) -> dict[str, float]:
+    def laps(self, tell: bool = False) -> dict[str, float]:
         """Seconds of a run's pieces, each waited for; of the first run, with compiling."""
         taken: dict[str, float] = {}
         state = self.new_state(0)
@@ -91,6 +91,8 @@ class Ours:
         def lap(name: str) -> None:
             nonlocal began
             taken[name] = time.perf_counter() - began
+            if tell:
+                print(f"    {name}: {taken[name]:.2f} s", flush=True)
             began = time.perf_counter()
 
         first_layer = self.first_layer()

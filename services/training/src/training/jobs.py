@@ -8,6 +8,7 @@ from shared.attempt import Attempt, attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.jobs import TrainJob, TuneJob
+from training import compiled
 from training.recipes import Recipe, resolve
 
 
@@ -16,7 +17,8 @@ def run(job_id: str) -> dict[str, Any]:
 
 
 def body(job: TrainJob | TuneJob, ctx: Attempt) -> dict[str, Any]:
-    return tune(job, ctx) if isinstance(job, TuneJob) else train(job, ctx)
+    with compiled.kept(ctx):
+        return tune(job, ctx) if isinstance(job, TuneJob) else train(job, ctx)
 
 
 def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
