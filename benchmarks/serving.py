@@ -51,8 +51,16 @@ Row = dict[str, Any]
 class Server:
     """A process group on one core. `asked` is what wrk sends: path, file, headers."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int):
-        self.process, self.port = process, port
+    def __init__(self, process: subprocess.Popen[bytes], port: int, pauses: bool = True):
+        self.process, self.port, self._pauses = process, port, pauses
+
+    def pause(self) -> None:
+        """Stop it, until `resume`, if it bears that."""
+        if self._pauses:
+            self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.signal(signal.SIGCONT)
 
     def signal(self, number: int) -> None:
         os.killpg(self.process.pid, number)
@@ -159,9 +167,9 @@ def contenders(stack: ExitStack, args: argparse.Namespace, folder: Path, root: P
                 if why := install(server, args.peers / key):
                     raise ValueError(f"it can't be installed: {why}")
                 told[key] = versions(server, args.peers / key)
-                port = free_port()
+                port, pauses = free_port(), server.pauses
                 server = Server(start(server, args.peers / key, port, model, folder / key, folder / f"{key}.log",
-                                      args.server_core), port)
+                                      args.server_core), port, pauses)
                 stack.callback(server.close)
             contender = Contender(key, server, path, form, image, folder)
             contender.check(best)
@@ -171,8 +179,8 @@ def contenders(stack: ExitStack, args: argparse.Namespace, folder: Path, root: P
             continue
         found.append(contender)
         if server is not ours:
-            server.signal(signal.SIGSTOP)
-    ours.signal(signal.SIGSTOP)
+            server.pause()
+    ours.pause()
     return found, missing, told
 
 
@@ -182,7 +190,7 @@ def turns(found: list[Contender], args: argparse.Namespace) -> list[Row]:
             for c in found for n in CONNECTIONS]
     for number in range(args.rounds):
         for contender in found if number % 2 == 0 else reversed(found):
-            contender.server.signal(signal.SIGCONT)
+            contender.server.resume()
             for _ in range(20):
                 with suppress(OSError, ValueError, http.client.HTTPException):  # wrk counts those that matter
                     contender.server.ask(contender.path, contender.content, contender.headers)
@@ -190,7 +198,7 @@ def turns(found: list[Contender], args: argparse.Namespace) -> list[Row]:
                 if row["server"] == contender.name:
                     add(row, load(contender.server.port, contender.path, contender.file, contender.headers,
                                   row["connections"], args.seconds, args.client_core))
-            contender.server.signal(signal.SIGSTOP)
+            contender.server.pause()
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     return rows
 
@@ -225,13 +233,13 @@ def beside_the_engine(root: Path, server: Server, image: bytes, folder: Path, ar
                 engine.stdin.flush()
                 row["per_s"].append(json.loads(engine.stdout.readline())["per_s"])
                 continue
-            server.signal(signal.SIGCONT)
+            server.resume()
             images = row.get("images", 1)
             path = f"/v1/models/{row['network']}/predict" if images == 1 else f"/v2/models/{row['network']}/infer"
             seen = load(server.port, path, folder / ("image.body" if images == 1 else "tensors.body"),
                         {"Content-Type": "image/jpeg"} if images == 1 else headers, row["connections"], args.seconds,
                         args.client_core)
-            server.signal(signal.SIGSTOP)
+            server.pause()
             row["per_s"].append(seen["per_s"] * images)
             if seen["bad"]:
                 raise SystemExit(f"{row['what']} of {row['network']}: {seen['bad']} requests failed")
@@ -251,13 +259,13 @@ def overloaded(root: Path, server: Server, image: bytes, folder: Path, args: arg
                 overload.slow_bodies(limited.port, "/v1/uploads/u-{}", "PUT")]
         for number in range(args.rounds):
             for row in rows:
-                limited.signal(signal.SIGSTOP)
-                server.signal(signal.SIGCONT)
+                limited.pause()
+                server.resume()
                 closed = load(server.port, f"/v1/models/{row['network']}/predict", folder / "image.body",
                               {"Content-Type": "image/jpeg"}, 64, args.seconds, args.client_core)
                 row["capacity"].append(closed["per_s"])
-                server.signal(signal.SIGSTOP)
-                limited.signal(signal.SIGCONT)
+                server.pause()
+                limited.resume()
                 for share in overload.LOADS if number % 2 == 0 else reversed(overload.LOADS):
                     overload.add(row, share, overload.open_loop(limited.port, row["network"], folder / "image.body",
                                                                 share * row["capacity"][-1], args.seconds,
@@ -276,14 +284,14 @@ def several(root: Path, image: bytes, folder: Path, args: argparse.Namespace) ->
         for server in servers.values():
             for name in overload.NETWORKS:
                 Contender(name, server, f"/v1/models/{name}/predict", "jpeg", image, folder).wait()
-            server.signal(signal.SIGSTOP)
+            server.pause()
         for number in range(args.rounds):
             for row in rows if number % 2 == 0 else reversed(rows):
                 server = servers[row["processes"]]
-                server.signal(signal.SIGCONT)
+                server.resume()
                 add(row, load(server.port, f"/v1/models/{row['network']}/predict", folder / "image.body",
                               {"Content-Type": "image/jpeg"}, row["connections"], args.seconds, None))
-                server.signal(signal.SIGSTOP)
+                server.pause()
     finally:
         for server in servers.values():
             server.close()

@@ -18,7 +18,10 @@ V2 = "/v2/models/bench-tiny/infer"
 
 @dataclass(frozen=True)
 class Peer:
-    """command: of its venv. body: jpeg, the request's only part; or json, v2-json, v2 around it."""
+    """command: of its venv. body: jpeg, the request's only part; or json, v2-json, v2 around it.
+
+    pauses: it may be stopped (SIGSTOP) while others have their turn, and goes on afterwards.
+    """
 
     name: str
     packages: tuple[str, ...]
@@ -27,6 +30,7 @@ class Peer:
     body: str
     python: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    pauses: bool = True
 
 
 PEERS = {
@@ -40,7 +44,8 @@ PEERS = {
     "mlserver": Peer("MLServer", ("mlserver==1.7.1", NUMPY), ("bin/mlserver", "start", "{work}"), V2, "v2-json",
                      env={"PYTHONPATH": str(HERE)}),
     "pytriton": Peer("Triton (PyTriton)", ("nvidia-pytriton==0.7.0", "numpy==1.26.4"),
-                     ("bin/python", "pytriton_app.py"), V2, "v2", "python3.12"),
+                     ("bin/python", "pytriton_app.py"), V2, "v2", "python3.12",
+                     pauses=False),
 }
 OURS = {"lanner": ("Lanner, JPEG as the body", "/v1/models/bench-tiny/predict", "jpeg"),
         "lanner-v2": ("Lanner, /v2 binary", V2, "v2"),
