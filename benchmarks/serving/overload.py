@@ -14,7 +14,7 @@ from typing import Any
 HERE = Path(__file__).parent
 NETWORKS = ("bench-tiny", "small", "seed-cnn")
 LOADS = (0.5, 0.8, 1.0, 3.0)  # of the capacity
-QUEUE_MS = 2
+QUEUE_MS = 5
 SLOW = 200
 CALLS = 200
 Row = dict[str, Any]

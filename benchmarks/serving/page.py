@@ -40,8 +40,8 @@ def about(run: Row) -> str:
     return ("`bench-tiny`, two convolutions: the same ONNX file for all, one thread of ONNX Runtime, server and client "
             f"on one core each. A JPEG of 32 x 32 pixels, {run['bytes']:,} bytes. wrk, closed loop with 1, 16 and 64 "
             f"connections; medians of {run['rounds']} interleaved rounds of {run['seconds']} s. Each server has the "
-            "form of request that its documentation has for images. Servers that do not have their turn are stopped, but "
-            "for Triton, which ends itself when it goes on.")
+            "form of request that its documentation has for images. Servers that do not have their turn are stopped, "
+            "but for Triton, which ends itself when it goes on.")
 
 
 def table(run: Row) -> str:

@@ -97,7 +97,7 @@ class Held:
 
     def slow(self, seconds: float) -> None:
         """How long a run is taken to last."""
-        self.predictor._run_s = self.predictor._image_s = seconds
+        self.predictor._run_s = seconds
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         self.running.set()

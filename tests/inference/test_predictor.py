@@ -138,6 +138,21 @@ def test_what_can_not_be_answered_in_time_is_turned_away_at_once(ask: Callable[.
     assert results([second]) == [[1]]
 
 
+def test_more_images_than_a_run_has_lately_take_longer_in_proportion(ask: Callable[..., Scores], predictor: Predictor,
+                                                                     session: HeldSession) -> None:
+    first = ask(0)
+    session.running.wait(10)
+    predictor._run_s = 0.01
+    waiting = [ask(i) for i in range(1, 20)]
+    assert predictor.is_full(0.19)
+    assert not predictor.is_full(0.21)
+    with pytest.raises(Unavailable, match="too many images wait already"):
+        predictor.answer(images(2), queue_s=0.19)
+    session.go.set()
+    assert results([first, *waiting]) == [[i] for i in range(20)]
+    assert not predictor.is_full(0.0)
+
+
 def test_a_failing_run_fails_its_requests_and_no_later_one(ask: Callable[..., Scores], session: HeldSession) -> None:
     session.go.set()
     with pytest.raises(ValueError, match="the runtime failed"):

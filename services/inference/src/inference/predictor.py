@@ -25,7 +25,7 @@ MAX_WAITING = 4096  # images
 BUSY = "too many images wait already: send fewer at a time, or later"
 LAST = 1 << 63  # the priority of what has none
 INLINE_S = 0.001
-SMOOTH = 0.1  # the weight of the latest run in the time that a run or an image takes
+SMOOTH = 0.1  # the weight of the latest run in what a run takes and has
 
 
 class Closed(Exception):
@@ -79,7 +79,7 @@ class Predictor:
         self._lock = threading.Lock()  # guards the eight below
         self._waiting: list[tuple[int, int, Answer]] = []  # a heap: by priority, then as they came
         self._busy = self._closed = self._over = False
-        self._count, self._run_s, self._image_s = 0, 0.0, 0.0
+        self._count, self._run_s, self._run_images = 0, 0.0, 1.0
         self._owner: SimpleQueue[bool] | None = None  # of its thread: whether it leads now, or may end
         self._numbers = itertools.count()
         self.ended = threading.Event()  # the Session is closed
@@ -189,8 +189,8 @@ class Predictor:
             raise Unavailable(BUSY, "busy")
 
     def _ahead_s(self) -> float:
-        """Until the run of what comes now begins, at the least: small runs take longer an image, large ones in all."""
-        return min((self._count // self._most + 1) * self._run_s, self._count * self._image_s)
+        """Until the run of what comes now begins: as long as a run takes lately, in proportion for more images."""
+        return self._run_s * max(1.0, self._count / self._run_images) if self._count else 0.0
 
     def _wait(self, mine: Answer) -> None:
         """Until it is done, or until this thread has run what waited, this one too unless more urgent ones came."""
@@ -285,7 +285,7 @@ class Predictor:
         with self._lock:
             self._count -= count
             self._run_s += (took - self._run_s) * SMOOTH
-            self._image_s += (took / count - self._image_s) * SMOOTH
+            self._run_images += (count - self._run_images) * SMOOTH
         self._meters.ran(count, took, [began - a.since for a in batch], error is None)
         start = 0
         for a in batch:
