@@ -29,7 +29,9 @@ def job(**changed) -> TrainJob:
 
 @pytest.mark.parametrize(("facts", "expected", "says"), [
     (PLENTY, {"recipe": "small", "batch_size": 64, "epochs": 8}, "as many as the recipe is known for"),
-    (Facts((4000,) * 10, 10_000, 32, "gpu"), {"recipe": "small", "batch_size": 64, "epochs": 8}, "proven one on a GPU"),
+    (Facts((4000,) * 10, 10_000, 32, "gpu"), {"recipe": "speedrun", "batch_size": 2000, "epochs": 8},
+     "recipe speedrun: the best proven one on a GPU"),
+    (Facts((4000,) * 10, 10_000, 64, "gpu"), {"recipe": "small", "batch_size": 64, "epochs": 8}, "proven one on a GPU"),
     (Facts((4000,) * 10, 10_000, 32, "gpu", 5), {"recipe": "small", "batch_size": 60, "epochs": 8},
      "the recipe's 64, shared evenly by 5 GPUs"),
     (Facts((99,) * 10, 990, 224, "cpu"), {"recipe": "small", "batch_size": 61, "epochs": 19, "augmentation": STRONG},
@@ -42,11 +44,18 @@ def job(**changed) -> TrainJob:
      "the largest has 300 images, the smallest 100"),
     (Facts((299, 100), 1000, 32, "cpu"), {"recipe": "small", "batch_size": 24, "epochs": 19}, "300 steps at least"),
     (Facts((200, 0, 190), 1000, 32, "cpu"), {"recipe": "small", "batch_size": 24, "epochs": 19}, "390 images are few"),
-], ids=["plenty", "gpu", "five gpus", "few", "not few", "very few", "uneven", "even", "an empty class"])
+], ids=["plenty", "gpu", "other sizes", "five gpus", "few", "not few", "very few", "uneven", "even", "an empty class"])
 def test_what_is_picked_from_which_facts(facts: Facts, expected: dict, says: str) -> None:
     fields, why = choose(job(), facts)
     assert fields == expected
     assert any(re.search(says, sentence) for sentence in why), why
+
+
+def test_speedrun_is_picked_for_what_it_does_alone() -> None:
+    gpu = dataclasses.replace(PLENTY, device="gpu")
+    picked = [choose(job(**asked), gpu)[0]["recipe"]
+              for asked in ({}, {"budget_s": 60}, {"early_stopping": 2}, {"augmentation": {"cutout": 4}})]
+    assert picked == ["speedrun", "small", "small", "small"]
 
 
 def test_accurate_is_picked_once_it_has_a_figure_for_many_images_a_gpu_and_time(monkeypatch) -> None:

@@ -61,9 +61,14 @@ def test_a_crash_leaves_nothing_and_the_next_attempt_compiles_anew(ctx):
     with compiled.kept(ctx):
         (ctx.work / "compiled/good.pb").write_bytes(b"program")
     os.environ["TF_XLA_FLAGS"] = ""
-    with pytest.raises(RuntimeError), compiled.kept(ctx):
-        (ctx.work / "compiled/half.pb").write_bytes(b"pro")
-        raise RuntimeError
+
+    def half(error):
+        with compiled.kept(ctx):
+            (ctx.work / "compiled/half.pb").write_bytes(b"pro")
+            raise error
+
+    with pytest.raises(RuntimeError):
+        half(RuntimeError)
     assert names(store(ctx)) == ["good.pb"]
     os.environ["TF_XLA_FLAGS"] = ""
     with compiled.kept(ctx):
@@ -71,9 +76,13 @@ def test_a_crash_leaves_nothing_and_the_next_attempt_compiles_anew(ctx):
 
 
 def test_what_is_stopped_keeps_its_programs(ctx):
-    with pytest.raises(Stopped), compiled.kept(ctx):
-        (ctx.work / "compiled/a.pb").write_bytes(b"program")
-        raise Stopped
+    def stopped():
+        with compiled.kept(ctx):
+            (ctx.work / "compiled/a.pb").write_bytes(b"program")
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        stopped()
     assert names(store(ctx)) == ["a.pb"]
 
 
@@ -97,9 +106,22 @@ def test_a_cpu_and_flags_of_the_host_are_left_alone(ctx, monkeypatch):
     assert not (ctx.root / compiled.FOLDER).exists()
 
 
-def test_tensorflow_takes_the_flags(ctx):
-    """It would end the process at one that it does not know."""
-    body = "import tensorflow as tf; print(float(tf.function(lambda: tf.reduce_sum(tf.ones([3])), jit_compile=True)()))"
-    with compiled.kept(ctx):
-        done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("3.0\n", 0), done.stderr[-2000:]
+PROGRAM = """
+import tensorflow as tf
+variable = tf.Variable(1.0)
+print(float(tf.function(lambda: tf.reduce_sum(variable + tf.ones([3])), jit_compile=True)()))
+"""
+
+
+def test_tensorflow_takes_the_flags_and_writes_its_programs(ctx, monkeypatch):
+    """It would end the process at a flag that it does not know. On the CPU, whose cache is the same code."""
+    monkeypatch.setattr(compiled, "DEVICES", compiled.DEVICES.replace("GPU", "CPU"))
+    kept = []
+    for number in (1, 2):
+        ctx.work, os.environ["TF_XLA_FLAGS"] = ctx.root / f"work/j-{number}", ""
+        with compiled.kept(ctx):
+            done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+        assert (done.stdout, done.returncode) == ("6.0\n", 0), done.stderr[-2000:]
+        kept.append({path: path.stat().st_ino for path in store(ctx).iterdir()})
+    assert len(kept[0]) == 1
+    assert kept[1] == kept[0]  # loaded: what is compiled again would be another file, or one more

@@ -21,8 +21,8 @@ from shared.jobs import TrainJob
 from training.fitting import Training
 from training.recipes import RECIPES, UNKNOWN, Recipe, resolve
 
-# The recipe by device. `speedrun` takes the GPU's line once docs/benchmarks/train.md has figures of it.
-BEST = {"cpu": "small", "gpu": "small"}
+BEST = {"cpu": "small", "gpu": "small"}  # by device
+RUN_AT = 32  # pixels a side, the only ones at which `speedrun` was measured
 # `accurate` takes a GPU's place once it has a known result. Both limits are judged; no measurement stands behind them.
 MANY = 10_000  # training images from which on it is worth its minutes
 PATIENT_S = 300  # of a budget, its compiling included
@@ -102,7 +102,7 @@ def choose(job: TrainJob, facts: Facts) -> Said:
 
 
 def _of_recipe(job: TrainJob, facts: Facts) -> tuple[str, str]:
-    name = BEST[facts.device]
+    name = "speedrun" if _suits_speedrun(job, facts) else BEST[facts.device]
     proven = f"recipe {name}: the best proven one on a {facts.device.upper()}"
     if facts.device == "cpu" or facts.images < MANY or 0 < job.budget_s < PATIENT_S:
         return name, proven
@@ -111,6 +111,12 @@ def _of_recipe(job: TrainJob, facts: Facts) -> tuple[str, str]:
                       "ask for it by name")
     return "accurate", (f"recipe accurate: a GPU, {facts.images} images, {MANY} or more, and a budget of {PATIENT_S} s "
                         "or more, or none; where these limits should lie was judged, not measured")
+
+
+def _suits_speedrun(job: TrainJob, facts: Facts) -> bool:
+    """Many images like those it was measured on, one GPU, and nothing asked for that it does not do."""
+    return ((facts.device, facts.size, facts.replicas) == ("gpu", RUN_AT, 1) and facts.images >= MANY
+            and not (job.budget_s or job.early_stopping or job.augmentation))
 
 
 def _of_batch(recipe: Recipe, facts: Facts) -> str:

@@ -17,6 +17,8 @@ from shared.attempt import Attempt, Cancelled, Stopped
 
 FOLDER = ".compiled"  # under the root
 MOST_BYTES = 1 << 30  # a program of `speedrun` has about 1 MiB
+# Both names: with XLA_GPU_JIT alone TensorFlow 2.21 neither writes nor reads a file.
+DEVICES = "GPU,XLA_GPU_JIT"
 LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "nvidia-cudnn-cu12", "nvidia-cublas-cu12")
 
 
@@ -27,7 +29,7 @@ def kept(ctx: Attempt) -> Iterator[None]:
 
     An attempt that follows one which crashed or was killed begins with nothing: what is kept may have been why.
     """
-    if ctx.settings.device != "gpu" or "persistent_cache_directory" in os.environ.get("TF_XLA_FLAGS", ""):
+    if ctx.settings.device != "gpu" or "persistent_cache_directory" in os.environ.setdefault("TF_XLA_FLAGS", ""):
         yield
         return
     store, own = ctx.root / FOLDER / _valid_for(), ctx.work / "compiled"
@@ -37,7 +39,7 @@ def kept(ctx: Attempt) -> Iterator[None]:
     store.mkdir(parents=True, exist_ok=True)
     if first:
         _link(store, own)
-    _add_flags(f"--tf_xla_persistent_cache_directory={own}", "--tf_xla_persistent_cache_device_types=XLA_GPU_JIT")
+    _add_flags(f"--tf_xla_persistent_cache_directory={own}", f"--tf_xla_persistent_cache_device_types={DEVICES}")
     try:
         yield
     except (Stopped, Cancelled):
@@ -63,7 +65,7 @@ def _add(own: Path, store: Path) -> None:
 
 
 def _add_flags(*flags: str) -> None:
-    os.environ["TF_XLA_FLAGS"] = " ".join([*os.environ.get("TF_XLA_FLAGS", "").split(), *flags])
+    os.environ["TF_XLA_FLAGS"] = " ".join([*os.environ.setdefault("TF_XLA_FLAGS", "").split(), *flags])
 
 
 def _valid_for() -> str:
