@@ -27,18 +27,18 @@ def kept(ctx: Attempt) -> Iterator[None]:
     """Have TensorFlow load and keep programs while it is in use; enter before TensorFlow is imported, which reads the
     flags once. Nothing happens on a CPU, nor where TF_XLA_FLAGS names a folder already.
 
-    An attempt that follows one which crashed or was killed begins with nothing: what is kept may have been why.
+    An attempt that follows one which crashed or was killed does without: what is kept may have been why.
     """
     if ctx.settings.device != "gpu" or "persistent_cache_directory" in os.environ.setdefault("TF_XLA_FLAGS", ""):
         yield
         return
     store, own = ctx.root / FOLDER / _valid_for(), ctx.work / "compiled"
-    first = not own.exists()
-    shutil.rmtree(own, ignore_errors=True)
+    if own.exists():
+        yield
+        return
     own.mkdir(parents=True)
     store.mkdir(parents=True, exist_ok=True)
-    if first:
-        _link(store, own)
+    _link(store, own)
     _add_flags(f"--tf_xla_persistent_cache_directory={own}", f"--tf_xla_persistent_cache_device_types={DEVICES}")
     try:
         yield
