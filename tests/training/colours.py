@@ -1,11 +1,14 @@
 """A Dataset that a small network learns in seconds, and attempts at training on it, with or without pytest."""
 
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from redis import Redis
 
+from shared import attempt
 from shared.artifacts import publish, stage
 from shared.attempt import Attempt
 from shared.datasets import Spec
@@ -43,3 +46,37 @@ def new_attempt(root: Path, job: TrainJob, job_id: str = "j-1", device: str = "c
     ctx = Attempt(job_id, Settings(device, artifacts=root, redis_url=NOBODY, cpu_threads=THREADS, **settings), ledger)
     ctx.work.mkdir(parents=True, exist_ok=True)
     return ctx
+
+
+def ask_to_stop() -> None:
+    """As a worker that is told to end."""
+    attempt.ask_stop(signal.SIGUSR1, None)
+
+
+class AtLook(Attempt):
+    """An attempt to which `act` happens just before the body looks for the n-th time (from 0) whether to stop."""
+
+    def __init__(self, ctx: Attempt, look: int, act: Callable[[], None] = ask_to_stop):
+        self.__dict__.update(ctx.__dict__)
+        self.left, self.act = look, act
+
+    @property
+    def should_stop(self) -> bool:
+        if self.left == 0:
+            self.act()
+        self.left -= 1
+        return super().should_stop
+
+
+class AtStep(Attempt):
+    """An attempt whose worker is asked to stop once `training`, to be set, has begun so many steps."""
+
+    def __init__(self, ctx: Attempt, step: int):
+        self.__dict__.update(ctx.__dict__)
+        self.at, self.training = step, None
+
+    @property
+    def should_stop(self) -> bool:
+        if self.training is not None and self.training.step == self.at:
+            ask_to_stop()
+        return super().should_stop

@@ -33,3 +33,15 @@ def write_dataset() -> Callable[..., str]:
 def new_attempt() -> Callable[..., Attempt]:
     made: Callable[..., Attempt] = colours.new_attempt
     return made
+
+
+@pytest.fixture(scope="session")
+def stopped_at_look() -> Callable[..., Attempt]:
+    made: Callable[..., Attempt] = colours.AtLook
+    return made
+
+
+@pytest.fixture(scope="session")
+def stopped_at_step() -> Callable[..., Attempt]:
+    made: Callable[..., Attempt] = colours.AtStep
+    return made

@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-from colours import new_attempt
+from colours import AtLook, new_attempt
 
-from shared.attempt import Attempt
 from shared.jobs import TrainJob
 from training import fitting
 from training.jobs import train
@@ -22,19 +21,9 @@ from training.jobs import train
 CHECKPOINT_S = 0.05  # a few steps: an attempt does the last ones of the one before it again
 
 
-class KilledAtLook(Attempt):
-    """An attempt that SIGKILL ends; what it was writing stays as it is."""
-
-    def __init__(self, ctx: Attempt, look: int):
-        self.__dict__.update(ctx.__dict__)
-        self.left = look
-
-    @property
-    def should_stop(self) -> bool:
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
-        return super().should_stop
+def kill() -> None:
+    """What was being written stays as it is."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run(root: Path, job: TrainJob, look: int) -> int:
@@ -45,7 +34,7 @@ def run(root: Path, job: TrainJob, look: int) -> int:
     fitting.CHECKPOINT_S = fitting.EPOCH_CHECKPOINT_S = CHECKPOINT_S
     code = 1
     try:
-        train(job, KilledAtLook(new_attempt(root, job, f"j-{job.model_id}"), look))
+        train(job, AtLook(new_attempt(root, job, f"j-{job.model_id}"), look, kill))
         code = 0
     finally:
         os._exit(code)

@@ -1,7 +1,6 @@
 """The recipe `accurate`, its network made narrow: its average is what is published, resumes and exports."""
 
 import dataclasses
-import signal
 from pathlib import Path
 
 import keras
@@ -41,20 +40,6 @@ def root(tmp_path_factory: pytest.TempPathFactory, write_dataset) -> Path:
     return root
 
 
-class StoppedAtStep(Attempt):
-    """An attempt whose worker is asked to stop once the training has done so many steps."""
-
-    def __init__(self, ctx: Attempt, step: int):
-        self.__dict__.update(ctx.__dict__)
-        self.at, self.training = step, None
-
-    @property
-    def should_stop(self) -> bool:
-        if self.training is not None and self.training.step == self.at:
-            attempt.ask_stop(signal.SIGUSR1, None)
-        return super().should_stop
-
-
 def begin(ctx: Attempt, job: TrainJob = JOB, precision: str = "float32") -> fitting.Training:
     device.prepare(ctx.settings)
     dataset = Dataset(ctx.root, job.dataset_id)
@@ -92,10 +77,11 @@ def test_the_average_is_the_plain_running_mean_of_all_weights(make) -> None:
 
 
 @pytest.mark.parametrize("step", [STEPS_AN_EPOCH - 3, STEPS_AN_EPOCH, 2 * STEPS_AN_EPOCH + 5])
-def test_a_stopped_training_publishes_the_same_average_bit_for_bit(root: Path, new_attempt, step: int) -> None:
+def test_a_stopped_training_publishes_the_same_average_bit_for_bit(root: Path, new_attempt, stopped_at_step,
+                                                                        step: int) -> None:
     alone = begin(new_attempt(root, JOB, f"j-alone-{step}"))
     alone.fit()
-    ctx = StoppedAtStep(new_attempt(root, JOB, f"j-{step}"), step)
+    ctx = stopped_at_step(new_attempt(root, JOB, f"j-{step}"), step)
     ctx.training = begin(ctx)
     with pytest.raises(Stopped):
         ctx.training.fit()

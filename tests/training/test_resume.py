@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,21 +22,6 @@ JOB = TrainJob("m-1", "d-120-32-0", "colours", epochs=2)
 NewAttempt = Callable[..., Attempt]
 
 
-class StoppedAtLook(Attempt):
-    """An attempt whose worker is asked to stop just before the body looks for the n-th time (from 0)."""
-
-    def __init__(self, ctx: Attempt, look: int):
-        self.__dict__.update(ctx.__dict__)
-        self.left = look
-
-    @property
-    def should_stop(self) -> bool:
-        if self.left == 0:
-            attempt.ask_stop(signal.SIGUSR1, None)
-        self.left -= 1
-        return super().should_stop
-
-
 @pytest.fixture(autouse=True)
 def _nobody_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(attempt._stop, "asked", False)
@@ -55,10 +39,14 @@ def fit(ctx: Attempt, job: TrainJob) -> fitting.Training:
     return training
 
 
-def stop_at(look: int, ctx: Attempt, job: TrainJob) -> None:
-    with pytest.raises(Stopped):
-        fit(StoppedAtLook(ctx, look), job)
-    attempt._stop["asked"] = False
+@pytest.fixture
+def stop_at(stopped_at_look: NewAttempt) -> Callable[[int, Attempt, TrainJob], None]:
+    def stop(look: int, ctx: Attempt, job: TrainJob) -> None:
+        with pytest.raises(Stopped):
+            fit(stopped_at_look(ctx, look), job)
+        attempt._stop["asked"] = False
+
+    return stop
 
 
 def assert_equal(resumed: fitting.Training, alone: fitting.Training) -> None:
@@ -82,7 +70,7 @@ def alone(root: Path, new_attempt: NewAttempt) -> fitting.Training:
 
 
 def test_stopped_in_an_epoch_before_and_after_validation_equals_uninterrupted(
-        root: Path, new_attempt: NewAttempt, alone: fitting.Training) -> None:
+        root: Path, new_attempt: NewAttempt, stop_at, alone: fitting.Training) -> None:
     for look, step, epochs in ((4, 4, 0), (STEPS_AN_EPOCH - 4, STEPS_AN_EPOCH, 0), (1, STEPS_AN_EPOCH, 1)):
         ctx = new_attempt(root, JOB, "j-stopped")
         stop_at(look, ctx, JOB)
@@ -91,20 +79,21 @@ def test_stopped_in_an_epoch_before_and_after_validation_equals_uninterrupted(
     assert_equal(fit(new_attempt(root, JOB, "j-stopped"), JOB), alone)
 
 
-def test_dropout_goes_on_where_it_was(root: Path, new_attempt: NewAttempt) -> None:
+def test_dropout_goes_on_where_it_was(root: Path, new_attempt: NewAttempt, stop_at) -> None:
     job = dataclasses.replace(JOB, recipe="seed-cnn", epochs=1)
     stop_at(6, new_attempt(root, job, "j-dropout"), job)
     assert_equal(fit(new_attempt(root, job, "j-dropout"), job), fit(new_attempt(root, job, "j-dropout-alone"), job))
 
 
 def test_a_gpu_s_programs_of_many_steps_stop_and_resume(tmp_path: Path, write_dataset, new_attempt: NewAttempt,
+                                                        stopped_at_look: NewAttempt,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, by XLA, here on the CPU: of a side of 6, which leaves one convolution, slow under XLA there."""
     monkeypatch.setattr(fitting, "FIRST_CALL", 4)
     job = TrainJob("m-1", write_dataset(tmp_path, images=120, size=6), "colours", epochs=4)
 
     def begun(job_id: str, look: int = -1) -> fitting.Training:
-        ctx = StoppedAtLook(new_attempt(tmp_path, job, job_id, "gpu", gpu_memory_mib=1000), look)
+        ctx = stopped_at_look(new_attempt(tmp_path, job, job_id, "gpu", gpu_memory_mib=1000), look)
         dataset = Dataset(tmp_path, job.dataset_id)
         return fitting.Training(dataset, resolve(job, len(dataset.labels("train"))), job.seed, ctx)
 
@@ -122,7 +111,7 @@ def test_a_gpu_s_programs_of_many_steps_stop_and_resume(tmp_path: Path, write_da
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_truncated_checkpoint_is_passed_over_for_the_older_one(root: Path, new_attempt: NewAttempt,
+def test_a_truncated_checkpoint_is_passed_over_for_the_older_one(root: Path, new_attempt: NewAttempt, stop_at,
                                                                  alone: fitting.Training) -> None:
     ctx = new_attempt(root, JOB, "j-truncated")
     stop_at(2, ctx, JOB)
@@ -154,7 +143,7 @@ def test_a_checkpoint_comes_back_exact_and_two_are_kept(tmp_path: Path) -> None:
     assert [p.name for p in checkpoints.found(tmp_path)] == ["ckpt-100", "ckpt-10"]
 
 
-def test_a_checkpoint_of_another_seed_is_not_taken_up(root: Path, new_attempt: NewAttempt) -> None:
+def test_a_checkpoint_of_another_seed_is_not_taken_up(root: Path, new_attempt: NewAttempt, stop_at) -> None:
     ctx = new_attempt(root, JOB, "j-seeds")
     stop_at(4, ctx, JOB)
     for seed, step in ((JOB.seed, 4), (JOB.seed + 1, 0)):

@@ -87,23 +87,10 @@ def test_the_model_is_plain_keras_and_goes_to_onnx_with_its_normalisation_folded
     np.testing.assert_allclose(got, golden["probabilities"], atol=1e-5)
 
 
-class StoppedAtStep(Attempt):
-    """An attempt whose worker is asked to stop once the training has begun so many steps."""
-
-    def __init__(self, ctx: Attempt, step: int):
-        self.__dict__.update(ctx.__dict__)
-        self.at, self.training = step, None
-
-    @property
-    def should_stop(self) -> bool:
-        if self.training is not None and self.training.step == self.at:
-            attempt._stop["asked"] = True
-        return super().should_stop
-
-
 @pytest.mark.parametrize("step", [0, STEPS + 2])
-def test_stopped_and_resumed_equals_uninterrupted(root: Path, published: Path, new_attempt, step: int) -> None:
-    stopping = StoppedAtStep(new_attempt(root, JOB, f"j-{step}"), step)
+def test_stopped_and_resumed_equals_uninterrupted(root: Path, published: Path, new_attempt, stopped_at_step,
+                                                 step: int) -> None:
+    stopping = stopped_at_step(new_attempt(root, JOB, f"j-{step}"), step)
     stopped = stopping.training = begin(stopping, JOB)
     with pytest.raises(Stopped):
         stopped.fit()
