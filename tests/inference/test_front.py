@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from inference.front import Front
 from inference.heads import BEGINNINGS, environ_of, may_be_plain
 from shared.stack import free_port
 
-from .conftest import BLUE, GREEN, RED, SIZE, png, until
+from .conftest import BLUE, GREEN, RED, SIZE, answers, png, until
 
 IMAGE = png(RED)
 HEAD = f"POST /v1/models/colors/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(IMAGE)}"
@@ -48,6 +49,8 @@ class Granian:
                         data += piece
                 except TimeoutError:
                     pass
+                if not data:  # the front asks whether somebody is there
+                    continue
                 self.seen.append(data)
                 connection.sendall(b"HTTP/1.1 299 granian\r\nContent-Length: 0\r\n\r\n")
 
@@ -68,6 +71,7 @@ def front(app: Flask, serving: Any, granian: Granian, tmp_path: Path) -> Iterato
     front = Front(app.wsgi_app, tmp_path / "api.sock")  # type: ignore[arg-type]
     front.port = free_port()  # type: ignore[attr-defined]
     front.start("127.0.0.1", front.port, shared=False)  # type: ignore[attr-defined]
+    until(lambda: answers(front.port))  # type: ignore[attr-defined]
     yield front
     front.close()
 
@@ -275,6 +279,7 @@ def test_an_error_of_the_front_is_that_of_flask(connect: Callable[[], socket.soc
 def test_closing_answers_what_waits(app: Flask, serving: Any, granian: Granian, tmp_path: Path) -> None:
     front, port = Front(app.wsgi_app, tmp_path / "api.sock"), free_port()  # type: ignore[arg-type]
     front.start("127.0.0.1", port, shared=False)
+    until(lambda: answers(port))
     held = Held(app)
     with socket.create_connection(("127.0.0.1", port), 20) as busy, \
             socket.create_connection(("127.0.0.1", port), 20) as idle:
@@ -289,3 +294,22 @@ def test_closing_answers_what_waits(app: Flask, serving: Any, granian: Granian, 
         closing.join(10)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 2)
+
+
+def test_nobody_is_let_in_before_granian_is_there(app: Flask, serving: Any, tmp_path: Path) -> None:
+    port = free_port()
+    early, front = (Front(app.wsgi_app, tmp_path / "api.sock") for _ in range(2))  # type: ignore[arg-type]
+    early.start("127.0.0.1", port, shared=True)
+    early.close()
+    front.start("127.0.0.1", port, shared=True)
+    time.sleep(0.1)
+    assert not answers(port)
+    granian = Granian(tmp_path / "api.sock")
+    try:
+        until(lambda: answers(port))
+        with socket.create_connection(("127.0.0.1", port), 20) as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert answer(connection)[0] == 299
+    finally:
+        front.close()
+        granian.close()

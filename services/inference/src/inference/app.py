@@ -43,6 +43,14 @@ def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
     app = Flask(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # a path is a route or it is not: no redirects
+    errors.register(app)
+    # Before the watcher begins: on CPython 3.11 two threads in ast.parse at once may fail (gh-106905). Werkzeug
+    # makes its routes with it, and numpy reads the header of a golden batch with it.
+    for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads, v2):
+        app.register_blueprint(part.bp)
+    app.before_request(_refuse_other_sites)
+    app.after_request(_safe_headers)
+    app.after_request(_count)
     meters = Meters()
     redis = impatient(settings)
     ledger = Ledger(settings.artifacts, redis)
@@ -63,12 +71,6 @@ def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
         tell(statistics, impatient(settings), settings.device)
     if tracer := tracing.start(settings, "inference"):
         trace(statistics, tracer)
-    errors.register(app)
-    for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads, v2):
-        app.register_blueprint(part.bp)
-    app.before_request(_refuse_other_sites)
-    app.after_request(_safe_headers)
-    app.after_request(_count)
     app.wsgi_app = FastPath(app, {**SAFE_HEADERS, "Content-Security-Policy": PAGE_POLICY})  # type: ignore[method-assign]
     return app
 

@@ -10,6 +10,7 @@ every byte from there on is granian's, which knows all of HTTP: nothing is read 
 """
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -29,6 +30,7 @@ from inference.heads import environ_of
 from inference.predictor import Answer, Predictor
 from inference.steps import Ask
 
+log = logging.getLogger("lanner.front")
 BODY_LIMIT = PIECE  # larger ones are granian's, which takes them in pieces
 CACHED = 2048  # bytes of a head that is kept: a client sends the same again and again
 SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
@@ -65,12 +67,13 @@ class Front:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, host: str, port: int, shared: bool) -> None:
-        """Listen, and answer until the process is asked to end. shared: other processes listen there, too.
+        """Listen as soon as granian does, and answer until the process is asked to end.
 
-        Raises OSError: the address can't be had.
+        shared: other processes listen there, too. Raises OSError: the address can't be had.
         """
         self._server = self.loop.run_until_complete(self.loop.create_server(
-            lambda: Connection(self), host, port, backlog=BACKLOG, reuse_port=shared or None))
+            lambda: Connection(self), host, port, backlog=BACKLOG, reuse_port=shared or None, start_serving=False))
+        self._listening = self.loop.create_task(self._listen())
         self.loop.add_reader(closing.READ, self._close)
         self.loop.call_later(SWEEP_S, self._sweep)
         self._thread = threading.Thread(target=self._serve, name="front")
@@ -116,8 +119,26 @@ class Front:
 
     def _serve(self) -> None:
         self.loop.run_forever()
+        with suppress(asyncio.CancelledError):
+            self.loop.run_until_complete(self._listening)
         self.pool.shutdown()
         self.loop.close()
+
+    async def _listen(self) -> None:
+        """granian begins after its application is made, with the front in it; till then only half could be answered."""
+        while True:
+            try:
+                _, writer = await asyncio.open_unix_connection(str(self.behind))
+            except OSError:
+                await asyncio.sleep(0.005)
+                continue
+            writer.close()
+            break
+        try:
+            await self._server.start_serving()
+        except OSError:  # somebody took the address since it was bound
+            log.exception("can't listen")
+            os._exit(1)  # which ends granian and whoever else serves with it
 
     def _routed(self, head: bytes) -> Route | None:
         environ = environ_of(head)
@@ -154,6 +175,7 @@ class Front:
     def _close(self) -> None:
         """Take no connection more, and end when the last request is answered."""
         self.loop.remove_reader(closing.READ)
+        self._listening.cancel()
         self._server.close()
         for connection in list(self.open):
             connection.close_when_idle()
