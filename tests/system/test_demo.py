@@ -93,8 +93,9 @@ def test_without_a_terminal_the_demo_ends_by_itself_and_leaves_no_process(here, 
 def test_on_a_terminal_it_serves_until_ctrl_c_and_leaves_no_process(here, flowers):
     ours, theirs = pty.openpty()
     demo = subprocess.Popen([TOP / "run", "demo", "--data", str(flowers), *QUICK], env=here.env, stdin=theirs,
-                            stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
+                            stdout=theirs, stderr=theirs, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    os.close(theirs)  # above: tests that run as a shell's background job ignore SIGINT, and so would the demo
     shown = read_until(ours, "until Ctrl-C")
     assert "━" in shown
     assert here.run("lanner", "--url", f"http://127.0.0.1:{here.env['PORT']}", "models").stdout.count("production") == 1
