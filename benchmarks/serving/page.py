@@ -13,6 +13,7 @@ BODIES = {"jpeg": "the JPEG", "json": "base64 in JSON", "v2": "/v2 binary", "v2-
 FORMS = {**{key: form for key, (_, _, form) in OURS.items()}, **{key: peer.body for key, peer in PEERS.items()}}
 SAME_FORM = {"flask": "lanner", "litserve": "lanner-v2-json", "bentoml": "lanner", "mlserver": "lanner-v2-json",
              "pytriton": "lanner-v2"}
+FLOOR = "floor"  # no server: what a request takes that nothing is done for
 Row = dict[str, Any]
 
 
@@ -20,7 +21,7 @@ def render(run: Row) -> str:
     return "\n\n".join([
         "# Serving", "Written from serving.json by `./run bench serving --docs`; by the rules of "
         "[protocol.md](../../benchmarks/protocol.md).", machine(run),
-        "## One JPEG a request", about(run), table(run), "## Aims", aims(run),
+        "## One JPEG a request", about(run), table(run), *floor(run), "## Aims", aims(run),
         "## Beside the bare engine", engine(run), *_rest(run)]) + "\n"
 
 
@@ -55,6 +56,20 @@ def table(run: Row) -> str:
     lines += [f"| {NAMES[key]} | {BODIES[FORMS[key]]} | not measured: {why} |" + " |" * 9
               for key, why in run["missing"].items()]
     return "\n".join(lines)
+
+
+def floor(run: Row) -> list[str]:
+    """What no server in Python gets below on this host, and how near the aim is to that."""
+    if FLOOR not in {row["server"] for row in run["rows"]} or "flask" not in {row["server"] for row in run["rows"]}:
+        return []
+    per_s = {row["what"]: median(row["per_s"]) for row in run["engine"] if row["network"] == "bench-tiny"}
+    bounds = []
+    for c, batch in ((1, 1), (16, 64), (64, 64)):
+        took = 1e6 / _median(run, FLOOR, c, "per_s") + 1e6 / per_s[f"engine, batch {batch}"]
+        bounds.append(f"{1e6 / took / _median(run, 'flask', c, 'per_s'):.1f}")
+    return [f"`{NAMES[FLOOR]}` reads each request in an event loop and sends a fixed answer. Its time and the "
+            "engine's, which decode no image, choose no model, count nothing and write no answer, add up to "
+            f"{', '.join(bounds)} times Flask's requests/s at c = 1, 16, 64: what is left of 10 times is for all that."]
 
 
 def aims(run: Row) -> str:

@@ -42,7 +42,7 @@ class Granian:
             except OSError:
                 return
             with connection:
-                connection.settimeout(0.3)
+                connection.settimeout(1)
                 data = b""
                 try:
                     while piece := connection.recv(1 << 16):
@@ -313,3 +313,58 @@ def test_nobody_is_let_in_before_granian_is_there(app: Flask, serving: Any, tmp_
     finally:
         front.close()
         granian.close()
+
+
+@pytest.fixture
+def hasty(app: Flask, serving: Any, granian: Granian, tmp_path: Path) -> Iterator[int]:
+    """The port of a front that gives up requests after 0.3 s."""
+    front, port = Front(app.wsgi_app, tmp_path / "api.sock", stall_s=0.3), free_port()  # type: ignore[arg-type]
+    front.start("127.0.0.1", port, shared=False)
+    until(lambda: answers(port))
+    yield port
+    front.close()
+
+
+def test_a_body_that_stalls_is_given_up_and_leaves_its_slot(hasty: int, app: Flask) -> None:
+    free = app.extensions["lanner"].intake._slots
+    with socket.create_connection(("127.0.0.1", hasty), 20) as connection:
+        connection.sendall(request()[:-20])
+        until(lambda: app.extensions["lanner"].intake._slots == free - 1)
+        status, headers, body = answer(connection)
+        assert (status, json.loads(body)["error"]["code"], headers["Connection"]) == (408, "timeout", "close")
+        assert connection.recv(1) == b""
+    assert app.extensions["lanner"].intake._slots == free
+
+
+def test_a_body_that_goes_on_slowly_is_waited_for(hasty: int) -> None:
+    with socket.create_connection(("127.0.0.1", hasty), 20) as connection:
+        whole = request()
+        connection.sendall(whole[:-4])
+        for i in range(4):
+            time.sleep(0.15)
+            connection.sendall(whole[len(whole) - 4 + i:len(whole) - 3 + i])
+        assert answer(connection)[0] == 200
+
+
+def test_a_head_that_stalls_is_cut_off(hasty: int) -> None:
+    with socket.create_connection(("127.0.0.1", hasty), 20) as connection:
+        connection.sendall(HEAD.encode())
+        assert connection.recv(1) == b""
+
+
+def test_one_who_waits_between_two_requests_is_not_given_up(hasty: int) -> None:
+    with socket.create_connection(("127.0.0.1", hasty), 20) as connection:
+        for _ in range(2):
+            connection.sendall(request())
+            assert answer(connection)[0] == 200
+            time.sleep(0.8)
+
+
+def test_a_body_for_granian_that_stalls_is_given_up_too(hasty: int, granian: Granian) -> None:
+    head = b"PUT /v1/uploads/u-1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", hasty), 20) as connection:
+        connection.sendall(head + b"half")
+        status, headers, body = answer(connection)
+        assert (status, json.loads(body)["error"]["code"], headers["Connection"]) == (408, "timeout", "close")
+        assert connection.recv(1) == b""
+    assert until(lambda: granian.seen) == [head + b"half"]

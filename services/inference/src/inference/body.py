@@ -14,6 +14,7 @@ from shared.errors import Refused, Unavailable
 
 PIECE = 1 << 20
 JSON_LIMIT = 1 << 20
+STALL_S = 60.0  # without a byte of a request that is not whole: then it is given up
 BODY_SLOTS = 256  # requests that may be sending a body at one time; each holds a thread until its client is done
 
 
@@ -93,6 +94,10 @@ def _stream(intake: Intake, limit: int, declared: int | None) -> Iterator[bytes]
 
 def cut_off(got: int, declared: int) -> Refused:
     return Refused(f"the body ended after {got} bytes, its Content-Length is {declared}: send it again", "malformed")
+
+
+def stalled(seconds: float) -> Refused:
+    return Refused(f"no byte of the rest of this request came for {seconds:g} s: send it again", "timeout")
 
 
 def read_declared(intake: Intake, stream: Any, declared: int) -> bytes:

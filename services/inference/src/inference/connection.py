@@ -1,13 +1,14 @@
 """One client's connection to the front, and the pipe that it becomes when it asks for what granian answers."""
 
 import asyncio
+import re
 import time
 from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from inference import errors, heads
-from inference.body import PIECE, cut_off
+from inference.body import PIECE, cut_off, stalled
 from inference.fast import STATUS, Headers, Route
 from inference.predictor import BUSY, Answer, NotInTime
 from inference.steps import Ask, Steps
@@ -16,6 +17,8 @@ from shared.errors import Unavailable
 if TYPE_CHECKING:
     from inference.front import Front
 
+NEVER = float("inf")
+LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)
 AHEAD = 64 << 10  # bytes that a client may send before its last request is answered
 
 
@@ -45,6 +48,7 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._got, self._need = 0, 0  # bytes that came, and that the next request has as far as is known
         self._body_at = 0
+        self._heard = NEVER  # when the latest part of a request came that is not whole
         self._route: Route | None = None
         self._steps: Steps[Any] | None = None
         self._answer: Answer | None = None
@@ -63,6 +67,8 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
         elif self._got >= self._need:
             self._next()
+        else:
+            self._heard = time.monotonic()
 
     def pause_writing(self) -> None:
         self._full = True
@@ -96,6 +102,16 @@ class Connection(asyncio.Protocol):
         if self._route is None:
             self._transport.close()
 
+    def give_up_before(self, before: float) -> None:
+        """If the rest of a request has not come, and nothing of it since then, end the connection."""
+        if self._heard >= before or self._transport.is_closing():
+            return
+        if self._route is None:
+            self._transport.close()
+        else:
+            self._last = True
+            self._fail(stalled(self._front.stall_s))
+
     def answered(self, answer: Answer) -> None:
         """By the front."""
         self._answer = None
@@ -110,6 +126,7 @@ class Connection(asyncio.Protocol):
         if self._route is None:
             end = data.find(b"\r\n\r\n")
             if end < 0 and heads.may_be_plain(data):
+                self._heard = time.monotonic()
                 return
             self._route = self._front.route(data[:end]) if 0 <= end <= heads.LIMIT else None
             if self._route is None:
@@ -121,6 +138,7 @@ class Connection(asyncio.Protocol):
             self._wait_for_body()
             return
         self._leave()
+        self._heard = NEVER
         route, body = self._route, data[self._body_at:self._need]
         self._parts, self._got = ([data[self._need:]], len(data) - self._need) if len(data) > self._need else ([], 0)
         self._need = 0
@@ -131,6 +149,7 @@ class Connection(asyncio.Protocol):
         self._take(Outcome(self._steps))
 
     def _wait_for_body(self) -> None:
+        self._heard = time.monotonic()
         if not self._holds_slot:
             try:
                 self._intake.enter()
@@ -182,8 +201,7 @@ class Connection(asyncio.Protocol):
         route = self._route
         assert route is not None
         self._front.fast.api.meters.answered("POST", route.rule, status)
-        head = _head(status, tuple(headers), self._front.fast.headers, self._last)
-        self._transport.write(b"%bContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), date(), body))
+        self._transport.write(_answer(status, body, headers, self._front.fast.headers, self._last))
         self._route = self._steps = None
         if self._last:
             self._transport.close()
@@ -202,7 +220,7 @@ class Connection(asyncio.Protocol):
         """Every byte from here on is granian's."""
         self._front.open.discard(self)
         self._transport.pause_reading()
-        pipe = Pipe(self._front, self._transport)
+        pipe = Pipe(self._front, self._transport, _owed(data))
         self._transport.set_protocol(pipe)
         self._front.connecting(pipe.connect(data))
 
@@ -210,10 +228,11 @@ class Connection(asyncio.Protocol):
 class Pipe(asyncio.Protocol):
     """One end of a connection that is passed on; what it receives the other end writes."""
 
-    def __init__(self, front: "Front", client: asyncio.Transport | None = None):
-        """client: its connection; without it this is the end towards granian."""
+    def __init__(self, front: "Front", client: asyncio.Transport | None = None, owed: int = 0):
+        """client: its connection; without it this is the end towards granian. owed: bytes of the first body to come."""
         self._front, self._is_client = front, client is not None
         self._other: Pipe | None = None
+        self._owed, self._heard, self._silent = owed, time.monotonic(), True
         if client is not None:
             self.transport = client
             client.set_write_buffer_limits(PIECE)
@@ -240,6 +259,9 @@ class Pipe(asyncio.Protocol):
         transport.set_write_buffer_limits(PIECE)
 
     def data_received(self, data: bytes) -> None:
+        self._silent = False
+        if self._owed > 0:
+            self._owed, self._heard = self._owed - len(data), time.monotonic()
         if self._other is not None:
             self._other.transport.write(data)
 
@@ -266,10 +288,35 @@ class Pipe(asyncio.Protocol):
     def close_when_idle(self) -> None:
         """granian does."""
 
+    def give_up_before(self, before: float) -> None:
+        """As Connection's, for the first body; what follows on this connection nobody here reads."""
+        if self._owed <= 0 or self._other is None or self.transport.is_closing():
+            return
+        if not self.transport.is_reading():  # granian is late, not the client
+            self._heard = time.monotonic()
+        elif self._heard < before:
+            if self._other._silent:
+                error = stalled(self._front.stall_s)
+                status, body, headers = errors.form("/", *errors.explain(error, "POST", "/"))
+                self.transport.write(_answer(status, body, headers, self._front.fast.headers, last=True))
+            self.transport.close()
+
 
 @lru_cache(256)
 def _busy(path: str) -> tuple[int, bytes, Headers]:
     return errors.form(path, *errors.explain(Unavailable(BUSY, "busy"), "POST", path))
+
+
+def _answer(status: int, body: bytes, headers: Headers, more: tuple[tuple[str, str], ...], last: bool) -> bytes:
+    head = _head(status, tuple(headers), more, last)
+    return b"%bContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), date(), body)
+
+
+def _owed(data: bytes) -> int:
+    """Bytes of the first request's body that have not come, as far as its head is here and tells."""
+    end = data.find(b"\r\n\r\n")
+    found = LENGTH.search(data, 0, end + 2) if end >= 0 else None
+    return int(found[1]) - (len(data) - end - 4) if found else 0
 
 
 @lru_cache(256)

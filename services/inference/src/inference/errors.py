@@ -21,6 +21,8 @@ def status_of(error: LannerError) -> int:
     match error:
         case LannerError(code="malformed"):
             return 400
+        case LannerError(code="timeout"):
+            return 408
         case LannerError(code="disk_full"):
             return 507
         case Refused():

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from inference import closing
-from inference.body import PIECE
+from inference.body import PIECE, STALL_S
 from inference.connection import Connection, Pipe
 from inference.fast import FastPath, Route
 from inference.heads import environ_of
@@ -33,6 +33,7 @@ from inference.steps import Ask
 log = logging.getLogger("lanner.front")
 BODY_LIMIT = PIECE  # larger ones are granian's, which takes them in pieces
 CACHED = 2048  # bytes of a head that is kept: a client sends the same again and again
+LOOK_S = 1.0  # how often stalled requests are looked for
 SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
 BACKLOG = 1024
 BEHIND = "LANNER_BEHIND"  # from the process that starts granian to the one that serves: the socket between them
@@ -53,9 +54,9 @@ class Waits(Protocol):
 class Front:
     """An event loop in one thread: everything but `start` and `told` is that thread's alone."""
 
-    def __init__(self, fast: FastPath, behind: Path):
-        """behind: the socket of granian."""
-        self.fast, self.behind = fast, behind
+    def __init__(self, fast: FastPath, behind: Path, stall_s: float = STALL_S):
+        """behind: the socket of granian. stall_s: after which a request that is not whole is given up."""
+        self.fast, self.behind, self.stall_s = fast, behind, stall_s
         self.loop = asyncio.new_event_loop()
         self.pool = ThreadPoolExecutor(LONG, thread_name_prefix="front")
         self.open: set[Connection | Pipe] = set()
@@ -76,6 +77,7 @@ class Front:
         self._listening = self.loop.create_task(self._listen())
         self.loop.add_reader(closing.READ, self._close)
         self.loop.call_later(SWEEP_S, self._sweep)
+        self._look()
         self._thread = threading.Thread(target=self._serve, name="front")
         self._thread.start()
 
@@ -166,6 +168,13 @@ class Front:
             self.give_up(answer)
             who.answered(answer)
         self.loop.call_later(SWEEP_S, self._sweep)
+
+    def _look(self) -> None:
+        """Give up requests whose clients have stopped sending: each keeps others from sending theirs."""
+        before = time.monotonic() - self.stall_s
+        for connection in list(self.open):
+            connection.give_up_before(before)
+        self.loop.call_later(min(LOOK_S, self.stall_s), self._look)
 
     def close(self) -> None:
         """From any thread: as a signal does. Returns when it is over."""

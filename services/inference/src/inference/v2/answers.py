@@ -48,6 +48,8 @@ def to_images(model: str, tensor: Tensor, size: int) -> np.ndarray:
 
 def weigh(tensor: Tensor) -> int:
     """How much there is to do until they are images, as `codec.weight`."""
+    if tensor.datatype == "UINT8":  # they are images
+        return 0
     if tensor.datatype != "BYTES":
         return tensor.array.nbytes
     try:

@@ -39,7 +39,7 @@ def ask(context: Api, timing: Timing, model: str, version: int | None, body: byt
     header: Inference-Header-Content-Length as it came. Raises as `parse`, `scores`, `to_images` and `respond`.
     """
     name, alias = place(model)
-    if len(body) > LIGHT and header != "0":
+    if (int(header[:20]) if header and header.isdecimal() else len(body)) > LIGHT:  # bytes of JSON
         yield None
     asked = _parse(context, model, body, header)
     patience_s = min(DEADLINE_S, asked.timeout_us / 1e6) if asked.timeout_us else DEADLINE_S
