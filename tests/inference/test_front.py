@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ class Granian:
                 if not data:  # the front asks whether somebody is there
                     continue
                 self.seen.append(data)
-                connection.sendall(b"HTTP/1.1 299 granian\r\nContent-Length: 0\r\n\r\n")
+                with suppress(OSError):  # the front may have given it up
+                    connection.sendall(b"HTTP/1.1 299 granian\r\nContent-Length: 0\r\n\r\n")
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
