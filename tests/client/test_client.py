@@ -146,7 +146,8 @@ def test_a_budget_goes_along_and_the_card_says_what_auto_chose(server, client):
            "winner": True, "images_per_s": {"8": 9}, "gate": {"low": 0, "high": 0, "passes": True}, "serving": serving}
     body |= {"rows": [row], "alias": {"alias": "production", "moved": True}}
     Console(file=out, width=200).print(tables.card(body))
-    assert "onnx-fp32 serves most on 2 thread(s), at most 32 images together: 11,583 images/s" in out.getvalue()
+    assert ("onnx-fp32 serves most with HTTP_PROCESSES=1 on 2 thread(s) each, at most 32 images together: "
+            "11,583 images/s") in out.getvalue()
     assert "auto chose 8 epochs: the budget has room for them" in out.getvalue()
 
 

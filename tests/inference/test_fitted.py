@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from inference.memory import Memory
+from inference.metrics import Meters
 from inference.predictor import MAX_BATCH
 from shared import artifacts
 from shared.artifacts import read_json, write_json
@@ -15,7 +17,11 @@ from shared.fitted import write_fits
 from .conftest import RED, png, publish_model, until
 
 CORES = len(os.sched_getaffinity(0))
-ENTRY = {"threads": 1, "batch": 8, "device": "cpu"}
+ENTRY = {"device": "cpu", "by_processes": [{"processes": 1, "threads": 1, "batch": 8}]}
+
+
+def entry(**change: Any) -> dict[str, Any]:
+    return {**ENTRY, "by_processes": [{**ENTRY["by_processes"][0], **change}]}  # type: ignore[index,dict-item]
 
 
 def served(client: FlaskClient, root: Path) -> dict[str, Any]:
@@ -33,8 +39,9 @@ def test_what_was_found_on_this_host_is_used(client: FlaskClient, root: Path) ->
 
 
 @pytest.mark.parametrize("change", [{"cpu": "another processor"}, {"cores": CORES + 1}, {"variants": {}},
-                                    {"variants": {"onnx-fp32": {**ENTRY, "threads": CORES + 1}}},
-                                    {"variants": {"onnx-fp32": {**ENTRY, "batch": "many"}}}, {"variants": 3}])
+                                    {"variants": {"onnx-fp32": entry(threads=CORES + 1)}},
+                                    {"variants": {"onnx-fp32": entry(batch="many")}}, {"variants": 3},
+                                    {"variants": {"onnx-fp32": entry(processes=2)}}, {"schema": 1}])
 def test_what_was_found_elsewhere_or_makes_no_sense_is_left_alone(client: FlaskClient, root: Path,
                                                                   change: dict[str, Any]) -> None:
     write_fits(root, "m-1", CORES, 0, {"onnx-fp32": ENTRY})
@@ -52,3 +59,14 @@ def test_a_file_that_is_no_json_stops_no_variant(client: FlaskClient, root: Path
 def test_on_another_device_its_batch_does_not_hold(client: FlaskClient, root: Path) -> None:
     write_fits(root, "m-1", CORES, 0, {"onnx-fp32": {**ENTRY, "device": "NVIDIA H100"}})
     assert served(client, root) == {"threads": 1, "batch": MAX_BATCH, "fitted": False}
+
+
+def test_several_processes_take_what_was_found_for_as_many(root: Path) -> None:
+    write_fits(root, "m-1", 8, 0, {"onnx-fp32": {"device": "cpu", "by_processes": [
+        {"processes": 1, "threads": 8, "batch": 64}, {"processes": 4, "threads": 2, "batch": 16}]}})
+    publish_model(root, "colors", "m-1")
+    for processes, chosen in ((1, (8, 64, True)), (4, (2, 16, True)), (2, (4, MAX_BATCH, False))):
+        memory = Memory(root, Meters(), cores=8, processes=processes)
+        loaded = memory.get(("m-1", "onnx-fp32"))
+        assert (loaded.threads, loaded.batch, loaded.fitted) == chosen
+        memory.close()

@@ -251,3 +251,14 @@ def test_without_redis_jobs_are_refused_at_once_and_the_rest_goes_on(own_valkey:
     assert serving.post("/v1/pipelines", json={"source": "cifar10"}).status_code in (202, 503)  # at rest for a second
     time.sleep(1.1)
     assert serving.post("/v1/pipelines", json={"source": "cifar10"}).status_code == 202
+
+
+def test_a_traceparent_is_kept_with_the_jobs_and_a_malformed_one_is_not(client: FlaskClient, root: Path,
+                                                                        ledger: Ledger) -> None:
+    publish_dataset(root, "d-1")
+    told = f"00-{'a' * 32}-{'b' * 16}-01"
+    for header, kept in ((told, told), ("nonsense", ""), ("", "")):
+        pipeline = client.post("/v1/pipelines", json={"source": "cifar10"}, headers={"traceparent": header}).json
+        job = client.post("/v1/jobs", json={"kind": "train", "dataset_id": "d-1"}, headers={"traceparent": header}).json
+        ids = [*pipeline["jobs"].values(), job["id"]]
+        assert {ledger.request(job_id).traceparent for job_id in ids} == {kept}

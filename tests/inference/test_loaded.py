@@ -162,7 +162,7 @@ def test_versions_asked_for_by_number_are_kept_up_to_a_bound(serving: FlaskClien
 
 
 def test_a_prediction_right_after_the_first_promotion_waits_for_it(root: Path) -> None:
-    loaded = LoadedModels(root, Meters(), threads=1, refresh_s=3600)
+    loaded = LoadedModels(root, Meters(), cores=1, refresh_s=3600)
     try:
         with pytest.raises(NotFound):
             loaded.resolve("colors", "production")

@@ -32,7 +32,7 @@ def test_a_variant_that_loads_gives_way_between_a_few_images(root: Path) -> None
     session, _ = open_session(root, "m-1", "onnx-fp32", between=lambda: rests.append(None))
     session.close()
     assert len(rests) == 16 // FEW  # images of the golden batch
-    memory = Memory(root, Meters(), threads=1)
+    memory = Memory(root, Meters(), cores=1)
     try:
         first = memory.get(("m-1", "onnx-fp32"))
         first.predictor._count += 1  # an image that never ceases to run

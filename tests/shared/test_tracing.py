@@ -68,3 +68,11 @@ def test_a_collector_that_does_not_answer_fails_no_job(ledger, monkeypatch, root
     ledger.accept("j-1", PreprocessJob(dataset_id="d-1", name="cats"))
     assert attempts.attempt("j-1", publish_nothing)["outcome"] == "succeeded"
     assert json.loads((root / "jobs/j-1/end.json").read_text())["result"] == {"images": 3}
+
+
+def test_the_jobs_of_one_who_told_a_trace_belong_to_it(ledger, collector):
+    parent = f"00-{'a' * 32}-{'b' * 16}-01"
+    ledger.accept("j-1", PreprocessJob(dataset_id="d-1", name="cats"), pipeline="p-1", traceparent=parent)
+    assert attempts.attempt("j-1", publish_nothing)["outcome"] == "succeeded"
+    job = collector.named(4)["preprocess"]
+    assert (job.trace_id.hex(), job.parent_span_id.hex()) == ("a" * 32, "b" * 16)

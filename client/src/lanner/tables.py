@@ -64,7 +64,8 @@ def card(body: Json) -> Group:
 
 def _fitted(body: Json) -> list[str]:
     """How the winner is run where it was measured."""
-    return [f"{row['variant']} serves most on {at['threads']} thread(s), at most {at['batch']} images together: "
+    return [f"{row['variant']} serves most with HTTP_PROCESSES={at.get('processes', 1)} on {at['threads']} thread(s) "
+            f"each, at most {at['batch']} images together: "
             f"{at['images_per_s']:,.0f} images/s, p99 {at['p99_ms']:.1f} ms"
             for row in body["rows"] if row.get("winner") and (at := row.get("serving"))]
 

@@ -136,11 +136,11 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
 def trace_job(tracer: tracing.Tracer, request: Request, number: int, began_ns: int, ended_ns: int,
               stages: list[tuple[str, int]], error: str) -> None:
     """Spans of an attempt that is over: from the job's acceptance or, of a later attempt, its own beginning; the
-    stages in it. All jobs of a pipeline are one trace.
+    stages in it. They belong to the trace that the submitter told; without one all jobs of a pipeline are one.
     """
     accepted = int(1e9 * datetime.fromisoformat(request.accepted_at).timestamp()) if number == 1 else began_ns
-    attempt = tracer.span(request.kind, accepted, ended_ns,
-                          tracer.context_of(tracing.traceparent_of(request.pipeline or request.id)),
+    parent = request.traceparent or tracing.traceparent_of(request.pipeline or request.id)
+    attempt = tracer.span(request.kind, accepted, ended_ns, tracer.context_of(parent),
                           {"lanner.job": request.id, "lanner.name": request.job.name, "lanner.attempt": number,
                            "lanner.pipeline": request.pipeline}, error)
     if began_ns > accepted:

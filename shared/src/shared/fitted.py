@@ -18,7 +18,10 @@ log = logging.getLogger("lanner.fitted")
 
 @dataclass(frozen=True)
 class Fit:
-    """Threads of the runtime, and the most images that run together. device: what computed where this was found."""
+    """Threads of the runtime in each process, and the most images that run together there.
+
+    device: what computed where this was found.
+    """
 
     threads: int
     batch: int
@@ -26,19 +29,24 @@ class Fit:
 
 
 def write_fits(root: Path, model: str, cores: int, target_ms: int, variants: dict[str, dict[str, Any]]) -> None:
-    """variants: of each its `threads`, `batch` and `device`, and what was measured; cores: that were there to take."""
-    write_json(_path(root, model), {"schema": 1, "model": model, "created_at": now(), "cpu": cpu_name(),
+    """variants: of each `device`, and `by_processes`, a list of the `processes`, `threads` and `batch` that serve most
+    with so many; cores: that were there to take."""
+    write_json(_path(root, model), {"schema": 2, "model": model, "created_at": now(), "cpu": cpu_name(),
                                     "cores": cores, "target_ms": target_ms, "variants": variants})
 
 
-def read_fit(root: Path, model: str, variant: str, cores: int) -> Fit | None:
-    """What was found for this Variant on this host; None where nothing was, or what is written can't be used."""
+def read_fit(root: Path, model: str, variant: str, cores: int, processes: int = 1) -> Fit | None:
+    """What was found for this Variant on this host, where so many processes share its cores.
+
+    None where nothing was, or what is written can't be used.
+    """
     try:
         found = read_json(_path(root, model))
-        if (found["cpu"], found["cores"]) != (cpu_name(), cores):
+        if (found["cpu"], found["cores"], found["schema"]) != (cpu_name(), cores, 2):
             return None
         entry = found["variants"][variant]
-        fit = Fit(int(entry["threads"]), int(entry["batch"]), str(entry["device"]))
+        best = {row["processes"]: row for row in entry["by_processes"]}[processes]
+        fit = Fit(int(best["threads"]), int(best["batch"]), str(entry["device"]))
     except NotFound:
         return None
     except (LannerError, LookupError, TypeError, ValueError) as e:

@@ -39,6 +39,7 @@ class Request:
     parent: str
     pipeline: str
     accepted_at: str
+    traceparent: str = ""
 
 
 class Ledger:
@@ -51,8 +52,11 @@ class Ledger:
 
     # Accepting
 
-    def accept(self, job_id: str, job: Job, *, parent: str = "", pipeline: str = "") -> tuple[Request, bool]:
+    def accept(self, job_id: str, job: Job, *, parent: str = "", pipeline: str = "",
+               traceparent: str = "") -> tuple[Request, bool]:
         """Write the record of a job. Returns it and whether it is new: the same id with the same job is the old one.
+
+        traceparent: W3C's, of what the job's spans belong to; "" for a trace of its own or of its pipeline.
 
         Raises:
             Conflict: the id stands for another job.
@@ -60,7 +64,7 @@ class Ledger:
         folder = self.folder / check_id(job_id, "job id")
         folder.mkdir(parents=True, exist_ok=True)
         body = {"id": job_id, "kind": kind_of(job), "job": payload(job), "parent": parent, "pipeline": pipeline,
-                "accepted_at": now()}
+                "accepted_at": now(), "traceparent": traceparent}
         new = _create(folder / "request.json", body)
         request = self.request(job_id)
         if not new and payload(request.job) != payload(job):
@@ -74,7 +78,7 @@ class Ledger:
         if job_id not in self._requests:
             body = read_json(self.folder / check_id(job_id, "job id") / "request.json")
             self._requests[job_id] = Request(body["id"], body["kind"], parse(body["kind"], body["job"]), body["parent"],
-                                             body["pipeline"], body["accepted_at"])
+                                             body["pipeline"], body["accepted_at"], body.get("traceparent", ""))
         return self._requests[job_id]
 
     def ids(self) -> list[str]:

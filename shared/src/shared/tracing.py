@@ -6,12 +6,14 @@ environment, as OTEL_TRACES_SAMPLER, holds here too. A collector that does not a
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from shared.settings import Settings, SettingsError
 
+TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # www.w3.org/TR/trace-context
 TIMEOUT_S = 2.0  # of one call to the collector
 Context = Any  # opentelemetry.context.Context
 Attributes = Mapping[str, str | int | float | bool]

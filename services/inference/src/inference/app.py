@@ -56,9 +56,8 @@ def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
     ledger = Ledger(settings.artifacts, redis)
     meters.host.register(Jobs(ledger))
     rebuild = partial(queue_rebuild, ledger) if settings.device == "gpu" else None
-    cores = max(1, threads(settings) // settings.http_processes)
-    loaded = LoadedModels(settings.artifacts, meters, cores, settings.refresh_s, rebuild, settings.device,
-                          settings.loaded_mib << 20)
+    loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s, rebuild, settings.device,
+                          settings.loaded_mib << 20, settings.http_processes)
     intake = Intake(memory=8 * settings.request_limit_mib << 20)
     statistics = Statistics()
     meters.registry.register(ModelMetrics(statistics))

@@ -23,7 +23,7 @@ STATES = ("waiting", "queued", "running", *TERMINAL)
 def post() -> tuple[Response, int]:
     context = api()
     accepted, new = submit_job(context.ledger, context.settings.artifacts, read_json(context.intake),
-                               request.headers.get("Idempotency-Key", ""))
+                               request.headers.get("Idempotency-Key", ""), request.headers.get("traceparent", ""))
     links = {"job": f"/v1/jobs/{accepted.id}", "events": f"/v1/jobs/{accepted.id}/events"}
     return jsonify({**context.ledger.view(accepted.id), "links": links}), 202 if new else 200
 

@@ -61,14 +61,14 @@ class Refusal:
 class LoadedModels:
     """Safe to share among threads. Requests read without a lock; a move swaps one reference."""
 
-    def __init__(self, root: Path, meters: Meters, threads: int, refresh_s: float, rebuild: Rebuild | None = None,
-                 device: str = "cpu", budget: int = 0):
+    def __init__(self, root: Path, meters: Meters, cores: int, refresh_s: float, rebuild: Rebuild | None = None,
+                 device: str = "cpu", budget: int = 0, processes: int = 1):
         """rebuild: queues the job that builds a TensorRT engine anew, where there is a GPU to build it on.
 
-        device: what DEVICE says, cpu or gpu. budget: bytes, as Memory's.
+        device: what DEVICE says, cpu or gpu. cores, budget, processes: as Memory's.
         """
         self._root, self._refresh_s, self._rebuild = root, refresh_s, rebuild
-        self._memory = Memory(root, meters, threads, device, budget)
+        self._memory = Memory(root, meters, cores, device, budget, processes)
         self._aliases: dict[Place, Served] = {}  # replaced whole, never changed
         self._refused: dict[Place, Refusal] = {}  # likewise; both by the watcher alone
         self._rebuilds: dict[Place, tuple[dict[str, Any], str]] = {}  # alias as it was read, job; one a record

@@ -45,13 +45,17 @@ class Loaded:
 class Memory:
     """Safe to share among threads. `loading` is held while one loads (loading is the peak of memory) or retires."""
 
-    def __init__(self, root: Path, meters: Meters, threads: int, device: str = "cpu", budget: int = 0):
-        """budget: bytes of the files of all; beyond it what was asked for least recently goes, never what is pinned.
+    def __init__(self, root: Path, meters: Meters, cores: int, device: str = "cpu", budget: int = 0,
+                 processes: int = 1):
+        """cores: of the host, which so many processes share.
+
+        budget: bytes of the files of all; beyond it what was asked for least recently goes, never what is pinned.
 
         0: the last KEPT stay beside the pinned ones.
         """
         self._budget = budget
-        self._root, self._meters, self._threads, self._device = root, meters, threads, device
+        self._root, self._meters, self._device = root, meters, device
+        self._cores, self._processes, self._threads = cores, processes, max(1, cores // processes)
         self._loaded: dict[Key, Loaded] = {}
         self._asked: OrderedDict[Key, None] = OrderedDict()
         self._pinned: frozenset[Key] = frozenset()
@@ -137,7 +141,7 @@ class Memory:
 
     def _open(self, model: str, variant: str) -> Loaded:
         pace = Pace(self.busy)  # what is loaded while others answer takes a processor from them at most half the time
-        fit = read_fit(self._root, model, variant, self._threads)
+        fit = read_fit(self._root, model, variant, self._cores, self._processes)
         threads = fit.threads if fit else self._threads
         session, manifest = open_session(self._root, model, variant, threads, self._device, pace.rest)
         try:

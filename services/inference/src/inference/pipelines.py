@@ -19,7 +19,7 @@ bp = Blueprint("pipelines", __name__)
 def post() -> tuple[Response, int]:
     context = api()
     pipeline = submit_pipeline(context.ledger, context.settings.artifacts, read_json(context.intake),
-                               request.headers.get("Idempotency-Key", ""))
+                               request.headers.get("Idempotency-Key", ""), request.headers.get("traceparent", ""))
     jobs = {stage: accepted.id for stage, accepted in pipeline.jobs.items()}
     name = pipeline.jobs["train"].job.name
     links = {"pipeline": f"/v1/pipelines/{pipeline.id}", "jobs": {stage: f"/v1/jobs/{i}" for stage, i in jobs.items()},

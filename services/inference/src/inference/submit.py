@@ -20,6 +20,7 @@ from shared.errors import Conflict, NotFound, Refused
 from shared.jobs import ID, KINDS, check_id, new_id, parse
 from shared.ledger import Ledger, Request
 from shared.queue import deliver
+from shared.tracing import TRACEPARENT
 
 STAGES = ("preprocess", "train", "optimize")  # of a pipeline
 KEY_LIMIT = 255
@@ -42,7 +43,8 @@ class Pipeline:
         return str(self.jobs["train"].job.model_id)  # type: ignore[union-attr]
 
 
-def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") -> Pipeline:
+def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "",
+                    traceparent: str = "") -> Pipeline:
     """Accept preprocess -> train -> optimize of one source. The same key with the same body is the same pipeline.
 
     body: {source, name?, preprocess?: {...}, train?: {...}, optimize?: {...}}, the stages with fields of their jobs.
@@ -66,13 +68,15 @@ def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str =
     pipeline, requests, new, parent = mint("p"), {}, False, ""
     _ask_queue(ledger, [mint("j", stage) for stage in STAGES])
     for stage, job in jobs.items():
-        requests[stage], first = ledger.accept(mint("j", stage), job, parent=parent, pipeline=pipeline)
+        requests[stage], first = ledger.accept(mint("j", stage), job, parent=parent, pipeline=pipeline,
+                                               traceparent=_told(traceparent))
         new, parent = new or first, requests[stage].id
     _deliver(ledger, requests["preprocess"])
     return Pipeline(pipeline, requests, new)
 
 
-def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") -> tuple[Request, bool]:
+def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "",
+               traceparent: str = "") -> tuple[Request, bool]:
     """Accept one stage: {kind, ...fields}. Ids that are absent are minted, the name is that of what it reads.
 
     Returns the request and whether it is new. Raises as `submit_pipeline`, and
@@ -102,7 +106,7 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "") 
     if not known and job.target and (root / job.target).exists():
         raise Conflict(f"{job.target} exists already: leave the id out and one is made", "id_taken")
     before = ledger.request(job_id).parent if known else parent or ""
-    request, new = ledger.accept(job_id, job, parent=before)
+    request, new = ledger.accept(job_id, job, parent=before, traceparent=_told(traceparent))
     if not request.parent:
         _deliver(ledger, request)
     return request, new
@@ -185,6 +189,11 @@ def _ask_queue(ledger: Ledger, job_ids: list[str]) -> bool:
             ledger.redis.ping()
             return False
     return True
+
+
+def _told(traceparent: str) -> str:
+    """The header, or "" where it is none that W3C knows: then it is as if it had not come."""
+    return traceparent if TRACEPARENT.fullmatch(traceparent) else ""
 
 
 def _deliver(ledger: Ledger, request: Request) -> None:

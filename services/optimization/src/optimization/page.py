@@ -120,7 +120,8 @@ def _serving(card: dict[str, Any]) -> list[tuple[str, str]]:
     if found is None:
         return []
     missed = "" if found["meets_target"] else "; no choice was within SERVING_P99_MS, this one came nearest"
-    return [("Serving", f"{card['winner']} on {found['threads']} thread(s), at most {found['batch']} images together: "
+    return [("Serving", f"{card['winner']} with HTTP_PROCESSES={found.get('processes', 1)} on {found['threads']} "
+                        f"thread(s) each, at most {found['batch']} images together: "
                         f"{found['images_per_s']:,.0f} images/s, p99 {found['p99_ms']:.1f} ms, the best of "
                         f"{len(found['tried'])} choices with 64 clients, decoding in it, HTTP not{missed}")]
 

@@ -15,7 +15,7 @@ from optimization.export import CALIBRATION_IMAGES, stratified
 from optimization.gate import Candidate, choose, explain, judge
 from optimization.measure import BATCHES, measure
 from optimization.reference import KerasReference, use_cpu
-from optimization.sweep import fit
+from optimization.sweep import fit, process_counts
 from shared import faults
 from shared.artifacts import Manifest, aliases, open_artifact, promote, register_version
 from shared.attempt import Attempt
@@ -139,7 +139,8 @@ def decide(job: OptimizeJob, rows: dict[str, Row], scores: dict[str, np.ndarray]
 def fit_all(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row], images: np.ndarray) -> None:
     """Find for each Variant that passes how it serves most images here; written before an alias can name one of them.
 
-    An API that loads a Variant reads it; the card shows it in the Variant's row, as `serving`.
+    An API that loads a Variant reads it; the card shows it in the Variant's row, as `serving`. Several processes are
+    tried for the winner alone: each takes its time to start.
     """
     passing = [name for name, row in rows.items() if row.get("gate", {}).get("passes")]
     cores, target_ms = threads(ctx.settings), ctx.settings.serving_p99_ms
@@ -147,7 +148,8 @@ def fit_all(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row], images: np.nda
         ctx.report("fit", done, len(passing), variant=name)
         folder = ctx.root / "variants" / job.model_id / name
         opened = partial(load, folder, rows[name]["format"], engines=ctx.root / ENGINES, device=ctx.settings.device)
-        rows[name]["serving"] = fit(opened, rows[name]["device"], cores, images, target_ms, ctx.check)
+        processes = process_counts(cores) if rows[name]["winner"] else (1,)
+        rows[name]["serving"] = fit(opened, rows[name]["device"], cores, images, target_ms, ctx.check, processes)
     write_fits(ctx.root, job.model_id, cores, target_ms, {name: rows[name]["serving"] for name in passing})
 
 

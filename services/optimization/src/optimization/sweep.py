@@ -1,16 +1,18 @@
-"""How many threads, and how many images together, let a Variant serve most on this host.
+"""How many processes, threads, and images together let a Variant serve most on this host.
 
-A closed loop as of 64 clients, in one process and without HTTP: a thread decodes each client's JPEG, the Session runs
-what waits, at most `batch` images together and never waiting for more, as the API does. So the runtime's threads and
-the decoder share the host's cores here as they do there.
+A closed loop as of 64 clients, without HTTP: in each process a thread decodes its clients' JPEGs, the Session runs what
+waits, at most `batch` images together and never waiting for more, as the API does. So the runtime's threads and the
+decoders share the host's cores here as they do there.
 """
 
 import io
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from statistics import median
 from typing import Any
@@ -26,13 +28,18 @@ BATCHES = (8, 16, 32, 64)
 ROUNDS, SLICE_S = 3, 0.08  # each choice gets as many slices, the order reversed every second time
 LEAST_RUNS = 3  # of a slice
 PICTURES = 64
-NEAR = 0.05  # rates within 5 % of the best count as equal: then fewer threads, then smaller batches
+MOST_PROCESSES = 8
+PATIENCE_S = 60.0  # for a process to start, or to measure a slice
+NEAR = 0.05  # rates within 5 % of the best count as equal: then fewer processes, fewer threads, smaller batches
+Rate = tuple[float, list[float]]  # images/s; seconds of each image
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one choice gave: images/s, and the time from asking to the scores, decoding and waiting in it."""
+    """What one choice gave: images/s of all processes, and the time from asking to the scores, decoding and waiting in
+    it. threads: of each process."""
 
+    processes: int
     threads: int
     batch: int
     images_per_s: float
@@ -44,27 +51,98 @@ def thread_counts(cores: int) -> list[int]:
     return sorted({*(1 << i for i in range(cores.bit_length()) if 1 << i < cores), cores})
 
 
-def sweep(opened: Callable[[int], Session], counts: Sequence[int], images: np.ndarray,
+def process_counts(cores: int) -> list[int]:
+    """1, 2, 4, ... up to all cores, and to MOST_PROCESSES."""
+    return [n for n in thread_counts(cores) if n <= MOST_PROCESSES]
+
+
+def sweep(opened: Callable[[int], Session], counts: Sequence[tuple[int, int]], images: np.ndarray,
           between: Callable[[], None] = lambda: None) -> list[Trial]:
-    """Every number of threads with every batch, in turns. opened(threads): a Session; images: uint8 [N, S, S, 3]."""
-    pictures = [_jpeg(image) for image in images[:PICTURES]]
-    choices = [(threads, batch) for threads in counts for batch in BATCHES]
-    rates: dict[tuple[int, int], list[float]] = {choice: [] for choice in choices}
-    latencies: dict[tuple[int, int], list[float]] = {choice: [] for choice in choices}
+    """Every (processes, threads of each) with every batch that its clients can fill, in turns.
+
+    opened(threads): a Session; for several processes it must be one that pickle takes. images: uint8 [N, S, S, 3].
+    """
+    pictures, size = [_jpeg(image) for image in images[:PICTURES]], images.shape[1]
+    choices = [(n, threads, batch) for n, threads in counts for batch in BATCHES if batch <= CLIENTS // n]
+    rates: dict[tuple[int, int, int], list[float]] = {choice: [] for choice in choices}
+    latencies: dict[tuple[int, int, int], list[float]] = {choice: [] for choice in choices}
     with ExitStack() as stack:
-        sessions = {threads: stack.enter_context(closing(opened(threads))) for threads in counts}
+        loops = {(n, threads): _alone(stack, opened, threads, pictures, size) if n == 1 else
+                 _together(stack, n, opened, threads, pictures, size) for n, threads in counts}
         for number in range(ROUNDS):
-            for threads, batch in choices[:: 1 if number % 2 == 0 else -1]:
-                rate, took = closed_loop(sessions[threads], pictures, images.shape[1], batch)
-                rates[threads, batch].append(rate)
-                latencies[threads, batch] += took
+            for n, threads, batch in choices[:: 1 if number % 2 == 0 else -1]:
+                rate, took = loops[n, threads](batch)
+                rates[n, threads, batch].append(rate)
+                latencies[n, threads, batch] += took
                 between()
     return [Trial(*choice, median(rates[choice]), 1000 * float(np.percentile(latencies[choice], 99)))
             for choice in choices]
 
 
+def _alone(stack: ExitStack, opened: Callable[[int], Session], threads: int, pictures: Sequence[bytes],
+           size: int) -> Callable[[int], Rate]:
+    session = stack.enter_context(closing(opened(threads)))
+    return lambda batch: closed_loop(session, pictures, size, batch)
+
+
+def _together(stack: ExitStack, processes: int, opened: Callable[[int], Session], threads: int,
+              pictures: Sequence[bytes], size: int) -> Callable[[int], Rate]:
+    """The loop in so many processes at once. They are spawned: a fork of a process that ran TensorFlow may hang."""
+    spawn = multiprocessing.get_context("spawn")
+    ends: list[Connection[Any, Any]] = []
+    for _ in range(processes):
+        ours, theirs = spawn.Pipe()
+        child = spawn.Process(target=_child, args=(theirs, opened, threads, pictures, size, CLIENTS // processes))
+        child.start()
+        theirs.close()
+        stack.callback(_end, child, ours)
+        ends.append(ours)
+    for end in ends:
+        _receive(end)
+
+    def run(batch: int) -> Rate:
+        for end in ends:
+            end.send(batch)
+        found: list[Rate] = [_receive(end) for end in ends]
+        return sum(rate for rate, _ in found), [seconds for _, took in found for seconds in took]
+
+    return run
+
+
+def _child(end: "Connection[Any, Any]", opened: Callable[[int], Session], threads: int, pictures: Sequence[bytes],
+           size: int, clients: int) -> None:
+    """Measure each batch that is sent, until the other end is closed, as it is when that process ends."""
+    try:
+        with closing(opened(threads)) as session:
+            end.send(None)
+            with suppress(EOFError):
+                while True:
+                    end.send(closed_loop(session, pictures, size, end.recv(), clients=clients))
+    except Exception as e:  # the boundary: who waits for it is told, if somebody still does
+        with suppress(OSError):
+            end.send(RuntimeError(f"{type(e).__name__}: {e}"))
+
+
+def _receive(end: "Connection[Any, Any]") -> Any:
+    """Raises what the child did, and RuntimeError where it says nothing."""
+    try:
+        told = end.recv() if end.poll(PATIENCE_S) else RuntimeError(f"no figures came for {PATIENCE_S:g} s")
+    except EOFError:
+        told = RuntimeError("it ended")
+    if isinstance(told, Exception):
+        raise RuntimeError(f"a process of the sweep failed: {told}")
+    return told
+
+
+def _end(child: Any, end: "Connection[Any, Any]") -> None:
+    end.close()
+    child.join(1)
+    child.kill()
+    child.join()
+
+
 def closed_loop(session: Session, pictures: Sequence[bytes], size: int, batch: int,
-                seconds: float = SLICE_S) -> tuple[float, list[float]]:
+                seconds: float = SLICE_S, clients: int = CLIENTS) -> Rate:
     """images/s, and the seconds of each image from its asking to its scores."""
     session.run(np.zeros((batch, size, size, 3), np.uint8))  # the first run of a shape is the slow one
     asked: SimpleQueue[float | None] = SimpleQueue()
@@ -78,7 +156,7 @@ def closed_loop(session: Session, pictures: Sequence[bytes], size: int, batch: i
 
     decoder = threading.Thread(target=decoding, name="sweep", daemon=True)
     began = time.perf_counter()
-    for _ in range(CLIENTS):
+    for _ in range(clients):
         asked.put(began)
     decoder.start()
     took: list[float] = []
@@ -110,15 +188,23 @@ def choose(trials: Sequence[Trial], target_ms: float) -> Trial:
         return min(trials, key=lambda trial: trial.p99_ms)
     best = max(trial.images_per_s for trial in within)
     return min((trial for trial in within if trial.images_per_s >= (1 - NEAR) * best),
-               key=lambda trial: (trial.threads, trial.batch))
+               key=lambda trial: (trial.processes, trial.threads, trial.batch))
 
 
 def fit(opened: Callable[[int], Session], device: str, cores: int, images: np.ndarray, target_ms: int,
-        between: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """What was chosen for a Variant, and all that was tried. On a GPU the runtime's threads change nothing."""
-    trials = sweep(opened, thread_counts(cores) if device == "cpu" else [cores], images, between)
+        between: Callable[[], None] = lambda: None, processes: Sequence[int] = (1,)) -> dict[str, Any]:
+    """What was chosen for a Variant, with each number of processes too, and all that was tried.
+
+    One process is tried with any number of threads, several with their share of the cores. On a GPU there is one
+    process, and its threads change nothing.
+    """
+    alone = [(1, threads) for threads in (thread_counts(cores) if device == "cpu" else [cores])]
+    several = [(n, cores // n) for n in processes if n > 1 and device == "cpu"]
+    trials = sweep(opened, [*alone, *several], images, between)
     best = choose(trials, target_ms)
     return {**_rounded(best), "device": device, "meets_target": not target_ms or best.p99_ms <= target_ms,
+            "by_processes": [_rounded(choose([t for t in trials if t.processes == n], target_ms))
+                             for n in sorted({t.processes for t in trials})],
             "tried": [_rounded(trial) for trial in trials]}
 
 
