@@ -65,6 +65,12 @@ def test_each_service_writes_only_what_is_its_own(stack):
     assert writable(stack, "training") > {"work", "models", ".staging"}
 
 
+def test_every_image_can_trace(stack):
+    code = "import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace; print('there')"
+    for service in ("preprocessing", "training", "optimization", "inference"):
+        assert stack.python(service, code) == "there", service
+
+
 def test_preprocessing_alone_reaches_the_outside(stack):
     address = stack.python("preprocessing", "import socket; print(socket.gethostbyname('pypi.org'))")
     assert reaches(stack, "preprocessing", address, 443)
