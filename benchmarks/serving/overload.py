@@ -64,8 +64,8 @@ def peak(row: Row) -> float:
 def render(rows: list[Row], slow: list[Row]) -> str:
     lines = [f"An open loop: requests begin at times drawn before (Poisson), with QUEUE_MS={QUEUE_MS}. Capacity is the "
              "closed loop with 64 connections, without QUEUE_MS; good is what was answered 200, turned away 503; "
-             "latency is of the good, from the time that was drawn. An image of `seed-cnn` takes about 0.6 ms, so that "
-             "turning away, done by the same core, is small work beside it.", "",
+             "latency is of the good, from the time that was drawn. Turning away is done by the core that computes; "
+             "it weighs least beside `seed-cnn`, an image of which takes about 0.6 ms.", "",
              "| network | load | asked/s | good/s | turned away/s | failed | p50 ms | p99 ms | client late, p99 ms |",
              "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:

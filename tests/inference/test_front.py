@@ -363,12 +363,16 @@ def test_one_who_waits_between_two_requests_is_not_given_up(hasty: int) -> None:
             time.sleep(2.2)
 
 
-def test_a_body_for_granian_that_stalls_is_given_up_too(hasty: int, granian: Granian) -> None:
+@pytest.mark.parametrize(("asked", "code_of"), [
+    (b"PUT /v1/uploads/u-1", lambda told: told["error"]["code"]),
+    (b"POST /v2/models/colors/infer", lambda told: isinstance(told["error"], str) and "timeout")])
+def test_a_body_for_granian_that_stalls_is_given_up_too(hasty: int, granian: Granian, asked: bytes,
+                                                        code_of: Callable[[Any], Any]) -> None:
     granian.patience_s = 10
-    head = b"PUT /v1/uploads/u-1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    head = asked + b" HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nContent-Length: 100\r\n\r\n"
     with socket.create_connection(("127.0.0.1", hasty), 20) as connection:
         connection.sendall(head + b"half")
         status, headers, body = answer(connection)
-        assert (status, json.loads(body)["error"]["code"], headers["Connection"]) == (408, "timeout", "close")
+        assert (status, code_of(json.loads(body)), headers["Connection"]) == (408, "timeout", "close")
         assert connection.recv(1) == b""
     assert until(lambda: granian.seen) == [head + b"half"]

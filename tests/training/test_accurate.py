@@ -78,7 +78,7 @@ def test_the_average_is_the_plain_running_mean_of_all_weights(make) -> None:
 
 @pytest.mark.parametrize("step", [STEPS_AN_EPOCH - 3, STEPS_AN_EPOCH, 2 * STEPS_AN_EPOCH + 5])
 def test_a_stopped_training_publishes_the_same_average_bit_for_bit(root: Path, new_attempt, stopped_at_step,
-                                                                        step: int) -> None:
+                                                                   step: int) -> None:
     alone = begin(new_attempt(root, JOB, f"j-alone-{step}"))
     alone.fit()
     ctx = stopped_at_step(new_attempt(root, JOB, f"j-{step}"), step)

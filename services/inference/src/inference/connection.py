@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
         """Every byte from here on is granian's."""
         self._front.open.discard(self)
         self._transport.pause_reading()
-        pipe = Pipe(self._front, self._transport, _owed(data))
+        pipe = Pipe(self._front, self._transport, *_first(data))
         self._transport.set_protocol(pipe)
         self._front.connecting(pipe.connect(data))
 
@@ -228,11 +228,13 @@ class Connection(asyncio.Protocol):
 class Pipe(asyncio.Protocol):
     """One end of a connection that is passed on; what it receives the other end writes."""
 
-    def __init__(self, front: "Front", client: asyncio.Transport | None = None, owed: int = 0):
-        """client: its connection; without it this is the end towards granian. owed: bytes of the first body to come."""
+    def __init__(self, front: "Front", client: asyncio.Transport | None = None, path: str = "", owed: int = 0):
+        """client: its connection; without it this is the end towards granian. path, owed: of its first request, the
+        bytes of its body that have not come.
+        """
         self._front, self._is_client = front, client is not None
         self._other: Pipe | None = None
-        self._owed, self._heard, self._silent = owed, time.monotonic(), True
+        self._path, self._owed, self._heard, self._silent = path, owed, time.monotonic(), True
         if client is not None:
             self.transport = client
             client.set_write_buffer_limits(PIECE)
@@ -297,7 +299,7 @@ class Pipe(asyncio.Protocol):
         elif self._heard < before:
             if self._other._silent:
                 error = stalled(self._front.stall_s)
-                status, body, headers = errors.form("/", *errors.explain(error, "POST", "/"))
+                status, body, headers = errors.form(self._path, *errors.explain(error, "POST", self._path))
                 self.transport.write(_answer(status, body, headers, self._front.fast.headers, last=True))
             self.transport.close()
 
@@ -312,11 +314,12 @@ def _answer(status: int, body: bytes, headers: Headers, more: tuple[tuple[str, s
     return b"%bContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), date(), body)
 
 
-def _owed(data: bytes) -> int:
-    """Bytes of the first request's body that have not come, as far as its head is here and tells."""
+def _first(data: bytes) -> tuple[str, int]:
+    """The first request's path, and the bytes of its body that have not come; 0 where its head does not tell here."""
     end = data.find(b"\r\n\r\n")
     found = LENGTH.search(data, 0, end + 2) if end >= 0 else None
-    return int(found[1]) - (len(data) - end - 4) if found else 0
+    path = data[:data.find(b"\r\n")].split(b" ")[1:2]
+    return path[0].decode("latin-1") if path else "", int(found[1]) - (len(data) - end - 4) if found else 0
 
 
 @lru_cache(256)

@@ -65,11 +65,11 @@ def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str =
            "train": {"name": name, "dataset_id": dataset_id, "model_id": model_id},
            "optimize": {"name": name, "model_id": model_id}}
     jobs = {stage: parse(stage, {**_stage(body, stage, ids[stage]), **ids[stage]}) for stage in STAGES}
-    pipeline, requests, new, parent = mint("p"), {}, False, ""
+    pipeline, requests, new, parent, trace = mint("p"), {}, False, "", _told(traceparent)
     _ask_queue(ledger, [mint("j", stage) for stage in STAGES])
     for stage, job in jobs.items():
         requests[stage], first = ledger.accept(mint("j", stage), job, parent=parent, pipeline=pipeline,
-                                               traceparent=_told(traceparent))
+                                               traceparent=trace)
         new, parent = new or first, requests[stage].id
     _deliver(ledger, requests["preprocess"])
     return Pipeline(pipeline, requests, new)
