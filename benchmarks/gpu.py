@@ -8,9 +8,9 @@
     ./run bench gpu --data FOLDER --device cpu --epochs 1 --seconds 3    a dry run
 
 Parts: `upload` sends the folder; `preprocess` makes a Dataset of it on the GPU and on the CPU and compares the bytes;
-`train` trains each recipe; `optimize` exports, measures and judges the last model; `serve` predicts over HTTP, alone
-and beside a training that takes the same GPU, without SERVING_P99_MS and with it (--target-ms, by default twice what
-the p99 was alone). Rows of parts that are not run are kept from --out where --artifacts is given.
+`train` trains each recipe; `optimize` exports, measures and judges the last model; `serve` predicts over HTTP;
+`beside` predicts alone and beside a training that takes the same GPU, without SERVING_P99_MS and with it (--target-ms,
+by default twice what the p99 was alone). Rows of parts that are not run are kept from --out where --artifacts is given.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from shared import gpu
 from shared.artifacts import open_artifact, read_json
 
 PORT, API_PORT = 6399, 8399
-PARTS = ("upload", "preprocess", "train", "optimize", "serve")
+PARTS = ("upload", "preprocess", "train", "optimize", "serve", "beside")
 Row = dict[str, Any]
 
 
@@ -120,8 +120,12 @@ class Bench:
                 for part in (self.preprocess, self.train, self.optimize):
                     if part.__name__ in self.parts:
                         yield from part()
+            images = self.images()
             if "serve" in self.parts:
-                yield from self.serve()
+                with self.service("inference", self.device, "inference"):
+                    yield from self.serve(images)
+            if "beside" in self.parts:
+                yield from self.beside(images)
         finally:
             redis.terminate()
             redis.wait()
@@ -155,18 +159,23 @@ class Bench:
             row["card"] = read_json(self.root / "cards" / f"{model_id}.json")
         yield row
 
-    def serve(self) -> Iterator[Row]:
-        """Predictions of each variant of the device; then of one of them alone, and beside trainings."""
+    def images(self) -> list[bytes]:
+        """About a thousand of the folder's, from all over it."""
         files = sorted(path for path in self.args.data.rglob("*") if path.is_file())
-        images = [path.read_bytes() for path in files[::max(1, len(files) // 1000)]]
+        return [path.read_bytes() for path in files[::max(1, len(files) // 1000)]]
+
+    def serve(self, images: list[bytes]) -> Iterator[Row]:
+        """Predictions of each variant of the device."""
+        yield first_answer(self.api, images, self.check)
+        for name, query in {"production": "", **variants(self.api, self.device)}.items():
+            yield row_of(f"predict {name}", predictions(self.api, images, query, lambda n: n < self.args.requests))
+
+    def beside(self, images: list[bytes]) -> Iterator[Row]:
+        """Predictions of one variant alone, and beside trainings."""
         with self.service("inference", self.device, "inference"):
-            yield first_answer(self.api, images, self.check)
-            found = {"production": "", **variants(self.api, self.device)}
-            for name, query in found.items():
-                some = predictions(self.api, images, query, lambda n: n < self.args.requests)
-                yield row_of(f"predict {name}", some)
-            chosen = next((name for name in found if name.endswith("-fp16")), list(found)[-1])
-            query = found[chosen]
+            first_answer(self.api, images, self.check)
+            found = variants(self.api, self.device)
+            query = found[next((name for name in found if name.endswith("-fp16")), list(found)[-1])]
             alone = predictions(self.api, images, query, for_seconds(self.args.seconds))
             yield row_of("serve alone", alone)
             with self.worker("training", self.device):
@@ -257,9 +266,9 @@ class Bench:
                 print(line, flush=True)
         last, failed = view["attempts"][-1], view["state"] != "succeeded"
         made = view["job"].get({"preprocess": "dataset_id", "train": "model_id"}.get(body["kind"], ""), "")
-        spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.items() if seconds >= 0.5)
+        spent = "".join(f"; {stage} {seconds:.1f} s" for stage, seconds in stages.items() if seconds >= 0.5)
         return {"part": part, "seconds": _seconds(last["ended_at"]) - _seconds(last["started_at"]), "failed": failed,
-                "what": view["error"]["message"] if failed else f"{self.describe(body['kind'], made)}; {spent}",
+                "what": view["error"]["message"] if failed else self.describe(body["kind"], made) + spent,
                 "made": made, "stages": stages}
 
     def describe(self, kind: str, made: str) -> str:

@@ -49,6 +49,22 @@ def test_steps_over_images_read_ahead_equal_fed_steps():
         assert_close(after_six_steps(functools.partial(fed, ahead=ahead)), after_six_steps(fed))
 
 
+def graph_of_a_step(seed):
+    model = networks.build(SMALL, SPEC)
+    step = new_step(model, new_optimizer(SMALL, model), SMALL, SPEC, seed, tf.Variable(tf.zeros([2], tf.float64)))
+    shapes = ([8, 32, 32, 3], tf.uint8), ([8], tf.int32), ([], tf.float32), ([], tf.int32)
+    graph = tf.function(step).get_concrete_function(*(tf.TensorSpec(*shape) for shape in shapes)).graph
+    return [tf.make_ndarray(node.attr["value"].tensor) for node in graph.as_graph_def().node if node.op == "Const"]
+
+
+def test_a_seed_in_a_variable_is_no_part_of_the_program():
+    """Else each seed would be compiled anew: XLA's cache asks whether programs are the same."""
+    seed = 123_456_789
+    variable = tf.Variable(seed, trainable=False, dtype=tf.int64)
+    assert not [value for value in graph_of_a_step(variable) if np.any(value == seed)]
+    assert [value for value in graph_of_a_step(seed) if np.any(value == seed)]
+
+
 @pytest.mark.parametrize("augmentation", [SMALL.augmentation, SEED_CNN.augmentation], ids=["moved", "sampled"])
 def test_steps_compiled_as_one_program_equal_fed_steps(augmentation):
     """At a side of 6, which leaves one convolution (XLA runs them slowly on a CPU) and no pooling (whose gradient XLA

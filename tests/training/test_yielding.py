@@ -44,7 +44,7 @@ def test_at_the_target_idle_or_without_one_it_goes_on(valkey, redis):
         computed(yielding, 9)
         yielding.give_way(lambda: None)
     assert (within.seconds, off.seconds) == (0, 0)
-    assert (within.call_s(1.0), off.call_s(1.0)) == (0.01, 1.0)  # shorter programs while anything is asked
+    assert (within.call_s(1.0), off.call_s(1.0)) == (1.0, 1.0)
 
 
 def test_within_the_target_again_pauses_go_on_for_a_while(valkey, redis):
@@ -102,18 +102,25 @@ def test_without_redis_nobody_waits(own_valkey):
     assert (yielding.seconds, yielding.call_s(1.0)) == (0, 1.0)
 
 
-def test_programs_get_short_at_once_and_long_again_when_nothing_is_asked(valkey, redis, root, write_dataset,
-                                                                         new_attempt):
+def test_programs_get_short_at_once_and_long_again_once_predictions_are_fast(valkey, redis, root, write_dataset,
+                                                                             new_attempt):
     job = TrainJob("m-1", write_dataset(root), "colours")
     training = fitting.Training(Dataset(root, job.dataset_id), resolve(job, 225), 0, new_attempt(root, job))
     training.yielding, training.steps_a_call, training.steps_an_epoch = beside(valkey), 400, 400
-    serving.say(redis, "cpu", 5)
+    serving.say(redis, "cpu", 20)
     training._fit_to_time(1.0)
-    assert training.steps_a_call == 4  # 10 ms, half of the target
-    redis.delete(serving.KEY.format("cpu"))
+    assert training.steps_a_call == 400
+    serving.say(redis, "cpu", 21)
     training.yielding._look_at = 0.0
-    training._fit_to_time(0.01)
-    assert training.steps_a_call == 8
+    training._fit_to_time(1.0)
+    assert training.steps_a_call == 20  # 50 ms
+    serving.say(redis, "cpu", 5)
+    training.yielding._look_at = 0.0
+    training._fit_to_time(0.05)
+    assert training.steps_a_call == 20  # for a while
+    training.yielding._slow_until = 0.0  # as if that while had passed
+    training._fit_to_time(0.05)
+    assert training.steps_a_call == 40
 
 
 def test_on_gpus_it_listens_to_its_own(valkey, redis, monkeypatch):

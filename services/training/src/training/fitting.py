@@ -66,6 +66,8 @@ class Training:
                 transfer.load(self.trained, weights)
             self.optimizer = new_optimizer(recipe, self.trained)
             self.average = Average(self.trained, recipe.average) if recipe.average else None
+            # Not a constant of the step, which would then be another program for each seed.
+            self.seed_variable = tf.Variable(seed, trainable=False, dtype=tf.int64)
             # Of the epoch so far: summed loss, right answers.
             self.totals = tf.Variable(tf.zeros([2], tf.float64), trainable=False,
                                       synchronization=tf.VariableSynchronization.ON_READ,
@@ -142,8 +144,8 @@ class Training:
         on_gpu = settings.device == "gpu"
         xla = on_gpu and not several
         weights = class_weights(self.recipe, self.labels, len(self.dataset.spec.labels))
-        step = new_step(self.trained, self.optimizer, self.recipe, self.dataset.spec, self.seed, self.totals, xla,
-                        weights, self.frozen, self.average)
+        step = new_step(self.trained, self.optimizer, self.recipe, self.dataset.spec, self.seed_variable, self.totals,
+                        xla, weights, self.frozen, self.average)
         stay = on_gpu and self.images.nbytes < SHARE_OF_GPU * device.memory_bytes(settings)
         if stay:
             self.steps_a_call, self.one_program = FIRST_CALL, True

@@ -102,7 +102,7 @@ XLA's compiling, about 65 s, unless it is kept from an earlier one (compiled.py)
 
 ACCURATE = Recipe(
     name="accurate",
-    known_result=UNKNOWN,
+    known_result="93.9 % validation accuracy on CIFAR-10 after 80 epochs, 0.84 s each on an H100",
     network="residual",
     optimizer="sgd",
     learning_rate=0.4,
@@ -119,8 +119,9 @@ ACCURATE = Recipe(
 )
 """For GPUs: the highest accuracy in minutes.
 
-4.8 GFLOP an image and step at 32 x 32, so 15 PFLOP for 80 epochs of 40,000 images, five times airbench96_faster's: ~2
-minutes at a sustained 130 TFLOP/s. No step of it has been timed yet.
+Known result: the mean of three trainings as jobs on an H100, 45,000 training images recompressed as JPEG (about 3
+points harder than the lossless ones), 5,000 held out; 94.1 % with views; 117 to 121 s a job, of which 39 to 42 are
+XLA's compiling. docs/benchmarks/train.md.
 """
 
 TRANSFER = Recipe(

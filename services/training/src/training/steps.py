@@ -56,16 +56,17 @@ class Average:
         return [mean.numpy() for mean in self.variables]
 
 
-def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spec: Spec, seed: int,
-             totals: tf.Variable, xla: bool = False, weights_of: np.ndarray | None = None,
+def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spec: Spec,
+             seed: tf.Variable | int, totals: tf.Variable, xla: bool = False, weights_of: np.ndarray | None = None,
              frozen: bool = False, average: Average | None = None) -> Step:
     """step(images, labels, rate, number) -> loss, to be traced into a graph of fixed shapes.
 
     images uint8 [B, S, S, 3], labels int32 [B], rate float32, number int32: the step's, which with `seed` decides the
-    augmentation. Adds to `totals`, float64 [2]: the summed loss and the right answers. `xla`: it will be compiled
-    by XLA. `weights_of`: float32 [classes], what an image of each class counts in the loss. `frozen`: the last layer
-    alone learns. `average`: takes in the weights after each step. Run by several replicas each takes its part of the
-    batch and returns its part of the loss.
+    augmentation. A variable of int64 makes trainings with other seeds the same program, which XLA's cache then holds.
+    Adds to `totals`, float64 [2]: the summed loss and the right answers. `xla`: it will be compiled by XLA.
+    `weights_of`: float32 [classes], what an image of each class counts in the loss. `frozen`: the last layer alone
+    learns. `average`: takes in the weights after each step. Run by several replicas each takes its part of the batch
+    and returns its part of the loss.
     """
     logits_of = networks.logits_of(model)
     weights = (model.get_layer("logits") if frozen else model).trainable_variables
@@ -75,7 +76,8 @@ def new_step(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe, spe
     def step(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         ctx = tf.distribute.get_replica_context()
         replicas = ctx.num_replicas_in_sync
-        draws = augmentation.draw(recipe.augmentation, spec.size, recipe.batch_size, tf.stack([seed, number]))
+        draws = augmentation.draw(recipe.augmentation, spec.size, recipe.batch_size,
+                                  tf.stack([tf.cast(seed, tf.int32), number]))
         if replicas > 1:
             part = recipe.batch_size // replicas
             at = ctx.replica_id_in_sync_group * part

@@ -1,9 +1,8 @@
 """One GPU for all: a training gives way while predictions on its device are slower than SERVING_P99_MS.
 
-What a GPU has begun can't be interrupted, so a request waits for at most one program: while anything is asked for,
-programs take half of the target. Once predictions are over it the training pauses as well, after each program as long
-as that took: it computes for half of the time at least, whatever is asked of the server. A server that is idle slows
-nobody down.
+A GPU shares its time among processes by itself, also within a program, so that predictions within the target leave a
+training alone. Once they are over it programs get short, and after each the training pauses as long as that took: it
+computes for half of the time at least, whatever is asked of the server. A server that is idle slows nobody down.
 """
 
 import time
@@ -19,6 +18,9 @@ ANSWER_S = 0.4  # that Redis may take for an answer
 LOOK_S = 0.1  # between two looks
 REST_S = 5.0  # until the next one, when Redis did not answer
 MOST_S = 1.0  # of a pause
+# Of a program while predictions are too slow. Not less: on an H100 programs of 2.5 ms did a seventh of the steps, and
+# predictions beside them had twice the p99 of those beside programs of a second (docs/benchmarks/gpu.md).
+SHORT_S = 0.05
 HOLD_S = 10.0  # pauses go on for so long after the last time over the target: without them it would be over again
 
 
@@ -36,8 +38,7 @@ class Yielding:
 
     def call_s(self, usual: float) -> float:
         """How long one program may take now."""
-        self._look()
-        return usual if self._p99_ms is None else min(usual, self._target_ms / 2000)
+        return min(usual, SHORT_S) if self._too_slow() else usual
 
     def give_way(self, check: Callable[[], None]) -> None:
         """Pause if predictions are or were too slow, at most as long as was computed since the last pause.

@@ -5,7 +5,6 @@ The host only says what comes next: it reads what a program has found while the 
 
 import dataclasses
 import logging
-import math
 import time
 from collections import deque
 from typing import Any
@@ -101,10 +100,9 @@ class Speedrun:
         writer.close()
 
     def _begin_part(self) -> None:
-        """Tell the GPU the next steps: a part's, or a single one where a part is unfinished or predictions go on."""
+        """Tell the GPU the next steps: a part's, or a single one where a part is unfinished."""
         epoch, at = divmod(self.step, self.plan.steps_an_epoch)
-        served = math.isfinite(self.yielding.call_s(math.inf))
-        count = 1 if served or at % self.steps_a_part else self.steps_a_part
+        count = 1 if at % self.steps_a_part else self.steps_a_part
         if self.step <= self.plan.steps // 2 < self.step + count:
             faults.point("mid-train")
         kind = count, epoch < self.plan.whitening_epochs
