@@ -35,6 +35,14 @@ CASES: list[tuple[str, bytes, dict[str, str], int]] = [
     (PREDICT, png(BLUE, 99, "JPEG"), {"Content-Type": "image/jpeg"}, 200),
     (PREDICT, png(GREEN, form="WEBP"), {"Content-Type": "application/octet-stream"}, 200),
     (PREDICT, b"no image", {"Content-Type": "image/png"}, 422),
+    (f"{PREDICT}?top_k=1", png(RED), {"Content-Type": "image/png"}, 200),
+    (f"{PREDICT}?alias=production&top_k=99999999", png(RED), {"Content-Type": "image/png"}, 200),
+    (f"{PREDICT}?version=1", png(RED), {"Content-Type": "image/png"}, 200),
+    (f"{PREDICT}?version=1&variant=onnx-fp32&top_k=2", png(RED), {"Content-Type": "image/png"}, 200),
+    (f"{PREDICT}?variant=onnx-fp32", b"no image", {"Content-Type": "image/png"}, 422),
+    (f"{PREDICT}?variant=tensorrt-fp16", png(RED), {"Content-Type": "image/png"}, 404),
+    (f"{PREDICT}?version=7", png(RED), {"Content-Type": "image/png"}, 404),
+    (f"{PREDICT}?alias=nobody", png(RED), {"Content-Type": "image/png"}, 404),
     ("/v1/models/nope/predict", png(RED), {"Content-Type": "image/png"}, 404),
     ("/v1/models/unpromoted/predict", png(RED), {"Content-Type": "image/png"}, 404),
     (INFER, HEAD + PIXELS, {HEADER: str(len(HEAD))}, 200),
@@ -85,7 +93,13 @@ def test_none_of_these_reaches_flask(app: Flask, other: FlaskClient, path: str, 
 
 
 @pytest.mark.parametrize(("path", "body", "headers"), [
-    (f"{PREDICT}?top_k=1", png(RED), {"Content-Type": "image/png"}),
+    (f"{PREDICT}?top_k=0", png(RED), {"Content-Type": "image/png"}),
+    (f"{PREDICT}?top_k=1&top_k=2", png(RED), {"Content-Type": "image/png"}),
+    (f"{PREDICT}?top_k=1&", png(RED), {"Content-Type": "image/png"}),
+    (f"{PREDICT}?top_k=%31", png(RED), {"Content-Type": "image/png"}),
+    (f"{PREDICT}?variant=", png(RED), {"Content-Type": "image/png"}),
+    (f"{PREDICT}?alias=Production", png(RED), {"Content-Type": "image/png"}),
+    (f"{PREDICT}?more=1", png(RED), {"Content-Type": "image/png"}),
     (PREDICT, png(RED), {"Content-Type": "text/plain"}),
     (PREDICT, png(RED), {"Content-Type": "image/png", "Content-Encoding": "gzip"}),
     (PREDICT, b"", {"Content-Type": "image/png"}),
@@ -99,6 +113,15 @@ def test_none_of_these_reaches_flask(app: Flask, other: FlaskClient, path: str, 
 def test_what_is_odd_is_flask_s(app: Flask, serving: FlaskClient, path: str, body: bytes,
                                 headers: dict[str, str]) -> None:
     assert reached_flask(app, serving, path, body, headers)
+
+
+def test_an_alias_in_the_query_answers_and_is_counted_by_its_name(serving: FlaskClient, root: Path) -> None:
+    version = publish_model(root, "colors", "m-2", onnx_fp32=np.eye(3)[::-1] * 0.05)
+    artifacts.promote(root, "colors", "candidate", version, "onnx-fp32", by="test")
+    answer = serving.post(f"{PREDICT}?alias=candidate&top_k=1", data=png(RED), headers={"Content-Type": "image/png"})
+    assert (answer.json["version"], [t["label"] for t in answer.json["predictions"][0]["top"]]) == (version, ["blue"])
+    told = serving.get("/v2/models/colors@candidate/stats").json
+    assert [stats["inference_count"] for stats in told["model_stats"]] == [1]
 
 
 def test_requests_are_counted_under_their_routes(serving: FlaskClient) -> None:

@@ -149,6 +149,15 @@ def test_requests_sent_at_once_are_answered_in_order(connect: Callable[[], socke
     assert granian.seen == []
 
 
+def test_a_query_in_plain_letters_is_plain(connect: Callable[[], socket.socket], granian: Granian) -> None:
+    connection = connect()
+    for query in (b"?top_k=1", b"?version=1&variant=onnx-fp32&top_k=1", b"?alias=production&top_k=1"):
+        connection.sendall(request().replace(b"/predict", b"/predict" + query))
+        status, _, body = answer(connection)
+        assert (status, [t["label"] for t in json.loads(body)["predictions"][0]["top"]]) == (200, ["red"])
+    assert granian.seen == []
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(1, len(request()) - 1), max_size=5))
 def test_however_a_request_arrives_in_pieces(connect: Callable[[], socket.socket], cuts: list[int]) -> None:
@@ -166,7 +175,9 @@ def test_however_a_request_arrives_in_pieces(connect: Callable[[], socket.socket
     b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"no HTTP at all",
-    request().replace(b"/predict", b"/predict?top_k=1"),
+    request().replace(b"/predict", b"/predict?top_k=%31"),
+    request().replace(b"/predict", b"/predict?top_k=1&top_k=1"),
+    request().replace(b"/predict", b"/predict??top_k=1"),
     request().replace(b"HTTP/1.1", b"HTTP/1.0"),
     request().replace(b"Host: x\r\n", b""),
     request(more="\r\nTransfer-Encoding: chunked"),

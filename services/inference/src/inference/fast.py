@@ -24,6 +24,8 @@ NAME = "[a-z0-9][a-z0-9_-]{0,62}"
 PREDICT = re.compile(f"/v1/models/({NAME})/predict")
 INFER = re.compile(f"/v2/models/({NAME}(?:@{NAME})?)(?:/versions/([0-9]{{1,9}}))?/infer")
 IMAGE = re.compile(r"image/[a-z0-9.+-]+|application/octet-stream")
+QUERY = {"alias": re.compile(NAME), "variant": re.compile(NAME), "version": re.compile("[1-9][0-9]{0,7}"),
+         "top_k": re.compile("[1-9][0-9]{0,7}")}
 LENGTH = re.compile("[1-9][0-9]{0,11}")
 UNUSUAL = frozenset(("HTTP_CONTENT_ENCODING", "HTTP_TRANSFER_ENCODING", "HTTP_SEC_FETCH_SITE"))
 STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
@@ -45,6 +47,23 @@ class Route:
     rule: str
     steps: Callable[[bytes], Steps[tuple[bytes, Headers]]]
     is_full: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a query of predict says, as `predict.label` takes it."""
+
+    alias: str = PRODUCTION
+    version: int | None = None
+    variant: str | None = None
+    top_k: int = predict.TOP_K
+
+    @property
+    def by_alias(self) -> bool:
+        return self.version is None and self.variant is None
+
+
+PLAIN = Asked()
 
 
 class FastPath:
@@ -76,9 +95,10 @@ class FastPath:
     def route(self, environ: Mapping[str, Any]) -> Route | None:
         """What answers a request without Flask; None where Flask must."""
         path, size, trace = environ["PATH_INFO"], self._size(environ), environ.get("HTTP_TRACEPARENT", "")
-        if size and (found := PREDICT.fullmatch(path)) and _is_one_image(environ):
-            return Route(size, path, predict.RULE, partial(self._predict, found[1], trace),
-                         partial(self._is_full, found[1]))
+        if (size and (found := PREDICT.fullmatch(path)) and IMAGE.fullmatch(environ.get("CONTENT_TYPE", ""))
+                and (asked := _asked(environ.get("QUERY_STRING", ""))) is not None):
+            return Route(size, path, predict.RULE, partial(self._predict, found[1], asked, trace),
+                         partial(self._is_full, found[1], asked))
         if size and (found := INFER.fullmatch(path)) and environ.get("HTTP_ACCEPT_ENCODING") in (None, "identity"):
             version = int(found[2]) if found[2] else None
             return Route(size, path, infer.RULE if version is None else infer.VERSION_RULE,
@@ -93,16 +113,19 @@ class FastPath:
             return 0
         return size if (size := int(length)) <= self.api.settings.request_limit_mib << 20 else 0
 
-    def _is_full(self, name: str) -> bool:
-        served, queue_ms = self.api.loaded.pointed(name, PRODUCTION), self.api.settings.queue_ms
+    def _is_full(self, name: str, asked: Asked) -> bool:
+        if not asked.by_alias:
+            return False  # what it is queued for is not known before the version is looked up
+        served, queue_ms = self.api.loaded.pointed(name, asked.alias), self.api.settings.queue_ms
         if served is None or not queue_ms or not served.loaded.predictor.is_full(queue_ms / 1000):
             return False
-        self.api.statistics.refused((name, served.version))
+        self.api.statistics.refused((model_called(name, asked.alias), served.version))
         return True
 
-    def _predict(self, name: str, traceparent: str, body: bytes) -> Steps[tuple[bytes, Headers]]:
-        with self.api.statistics.request(model_called(name, PRODUCTION), traceparent) as timing:
-            return (yield from predict.label(self.api, timing, name, [("the image", body)])), IS_JSON
+    def _predict(self, name: str, asked: Asked, traceparent: str, body: bytes) -> Steps[tuple[bytes, Headers]]:
+        with self.api.statistics.request(model_called(name, asked.alias), traceparent) as timing:
+            return (yield from predict.label(self.api, timing, name, [("the image", body)], asked.alias, asked.version,
+                                             asked.variant, asked.top_k)), IS_JSON
 
     def _infer(self, model: str, version: int | None, header: str | None, traceparent: str,
                body: bytes) -> Steps[tuple[bytes, Headers]]:
@@ -111,5 +134,14 @@ class FastPath:
         return answer, IS_JSON if json_size is None else [("Content-Type", BINARY), (infer.HEADER, str(json_size))]
 
 
-def _is_one_image(environ: Mapping[str, Any]) -> bool:
-    return not environ.get("QUERY_STRING") and IMAGE.fullmatch(environ.get("CONTENT_TYPE", "")) is not None
+def _asked(query: str) -> Asked | None:
+    """What a query asks for; None where it is odd in any way, which Flask then answers."""
+    if not query:
+        return PLAIN
+    found: dict[str, str] = {}
+    for name, _, value in (pair.partition("=") for pair in query.split("&")):
+        if name in found or name not in QUERY or not QUERY[name].fullmatch(value):
+            return None
+        found[name] = value
+    return Asked(found.get("alias", PRODUCTION), int(found["version"]) if "version" in found else None,
+                 found.get("variant"), int(found.get("top_k", predict.TOP_K)))

@@ -3,7 +3,7 @@
 import re
 
 LIMIT = 16 << 10
-FIRST = re.compile(r"POST (/[A-Za-z0-9_/@-]+) HTTP/1\.1")
+FIRST = re.compile(r"POST (/[A-Za-z0-9_/@-]+)(?:\?([A-Za-z0-9_=&-]*))? HTTP/1\.1")
 FIELD = re.compile(r"([A-Za-z0-9-]+):[ \t]*([\x20-\x7e]*)")
 UNUSUAL = frozenset(("HTTP_CONNECTION", "HTTP_EXPECT", "HTTP_UPGRADE"))  # but for Connection: keep-alive
 BEGINNINGS = (b"POST /v1/models/", b"POST /v2/models/")
@@ -16,7 +16,8 @@ def may_be_plain(data: bytes) -> bool:
 
 
 def environ_of(head: bytes) -> dict[str, str] | None:
-    """A WSGI environ without the body; None for another method, a query, a field that comes twice or is malformed."""
+    """A WSGI environ without the body; None for another method, a query with escapes, a field that comes twice or is
+    malformed."""
     first, *lines = head.decode("latin-1").split("\r\n")
     if not (asked := FIRST.fullmatch(first)):
         return None
@@ -33,4 +34,4 @@ def environ_of(head: bytes) -> dict[str, str] | None:
                for name, value in found.items()}
     if "HTTP_HOST" not in environ or not UNUSUAL.isdisjoint(environ):
         return None
-    return {**environ, "REQUEST_METHOD": "POST", "PATH_INFO": asked[1], "QUERY_STRING": ""}
+    return {**environ, "REQUEST_METHOD": "POST", "PATH_INFO": asked[1], "QUERY_STRING": asked[2] or ""}
