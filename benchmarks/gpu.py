@@ -89,6 +89,7 @@ def command(args: argparse.Namespace) -> str:
     said = ["./run bench gpu --data FOLDER", *(f"--shell {s.partition('=')[0]}=COMMANDS" for s in args.shell),
             *(["--artifacts DIR"] if args.artifacts else []), f"--parts {args.parts}"]
     for name, usual in (("recipes", ""), ("epochs", 0), ("variants", ""), ("target-ms", 0), ("seconds", 15.0),
+                        ("requests", 500),
                         ("device", "gpu")):
         value = getattr(args, name.replace("-", "_"))
         said += [f"--{name} {value}"] if value != usual else []
@@ -173,18 +174,22 @@ class Bench:
     def beside(self, images: list[bytes]) -> Iterator[Row]:
         """Predictions of one variant alone, and beside trainings."""
         with self.service("inference", self.device, "inference"):
-            first_answer(self.api, images, self.check)
+            self.answers(images)
             found = variants(self.api, self.device)
-            query = found[next((name for name in found if name.endswith("-fp16")), list(found)[-1])]
+            query = found[next((name for name in found if name.endswith("-fp16")), list(found)[-1])] if found else ""
             alone = predictions(self.api, images, query, for_seconds(self.args.seconds))
             yield row_of("serve alone", alone)
             with self.worker("training", self.device):
                 yield self.serve_beside(images, query, "")
         target = self.args.target_ms or max(1, math.ceil(2 * alone["p99_ms"]))
         with self.service("inference", self.device, "inference", SERVING_P99_MS=str(target)):
-            first_answer(self.api, images, self.check)
+            self.answers(images)
             with self.worker("training", self.device, SERVING_P99_MS=str(target)):
                 yield self.serve_beside(images, query, f", SERVING_P99_MS={target}")
+
+    def answers(self, images: list[bytes]) -> None:
+        if (row := first_answer(self.api, images, self.check))["failed"]:
+            raise SystemExit(row["what"])
 
     def serve_beside(self, images: list[bytes], query: str, more: str) -> Row:
         found, told = beside_training(self.api, images, query, self.newest("datasets"), self.args.seconds, self.check)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE_S = 300.0  # for a first answer: an engine is loaded and its golden batch compared
-WARM_UP_S = 3.0  # of predictions beside a training, in which its programs get shorter where SERVING_P99_MS is set
+WARM_UP_S = 3.0  # of predictions beside a training, in which its programs get shorter if SERVING_P99_MS is passed
 Row = dict[str, Any]
 
 

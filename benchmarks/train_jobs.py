@@ -71,12 +71,15 @@ def main() -> None:
 
 def publish_dataset(root: Path, args: argparse.Namespace) -> tuple[str, dict[str, int]]:
     """The Dataset of the images, its id and how many each split has; nothing is left out as a duplicate."""
-    from shared.artifacts import publish, stage
+    from shared.artifacts import open_artifact, publish, stage
     from shared.datasets import Spec
 
     train, held, labels = splits(args)
     counts = {"train": len(train[0]), "validation": len(held[0])}
     if (root / "datasets" / DATASET).exists():
+        held_before = open_artifact(root, f"datasets/{DATASET}", hashes=False)["summary"]
+        if held_before != counts:
+            raise SystemExit(f"{root} holds {held_before} images, this run has {counts}: give another --artifacts")
         return DATASET, counts
     staging = stage(root, "benchmark")
     for split, (images, classes) in (("train", train), ("validation", held)):
@@ -84,7 +87,7 @@ def publish_dataset(root: Path, args: argparse.Namespace) -> tuple[str, dict[str
         np.save(staging / f"{split}.labels.npy", classes.astype(np.int32))
     mean, std = ((getattr(train[0][:10_000], f)((0, 1, 2)) / 255).tolist() for f in ("mean", "std"))
     spec = Spec(train[0].shape[1], tuple(labels), tuple(mean), tuple(std))
-    publish(root, staging, f"datasets/{DATASET}", {"spec": spec.to_json(), "summary": {}})
+    publish(root, staging, f"datasets/{DATASET}", {"spec": spec.to_json(), "summary": counts})
     return DATASET, counts
 
 
@@ -94,10 +97,14 @@ def run(root: Path, dataset: str, args: argparse.Namespace, seed: int, name: str
 
     job = {"model_id": f"m-{name}", "dataset_id": dataset, "name": "benchmark", "recipe": args.recipe,
            "epochs": args.epochs, "seed": seed}
-    killed_at = kill_at_checkpoint(root, job, args.device) if kill else 0
+    if (root / "models" / str(job["model_id"])).exists():
+        raise SystemExit(f"{root} holds a training with {name} already: give another --artifacts or --seeds")
     began = time.perf_counter()
+    killed_at = kill_at_checkpoint(root, job, args.device) if kill else 0
     process = start(root, job, args.device)
     process.join(JOB_LIMIT_S)
+    process.kill()  # where it is not over
+    process.join()
     if process.exitcode != 0:
         raise SystemExit(f"the training with {name} ended with {process.exitcode}: its message is above")
     seconds = time.perf_counter() - began

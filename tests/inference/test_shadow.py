@@ -45,7 +45,7 @@ def live(shadowing: Flask) -> FlaskClient:
 
 
 def ask(client: FlaskClient, *colors: tuple[int, int, int], query: str = "") -> None:
-    """One request, by the fast path for one image without a query; production is right."""
+    """One request, by the fast path for one image where that is all; production is right."""
     if len(colors) == 1:
         answer = client.post(PREDICT + query, data=png(colors[0]), content_type="image/png")
     else:

@@ -10,6 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from redis import Redis
 
 from optimization.reference import use_cpu
@@ -54,7 +55,10 @@ def network() -> keras.Model:
 @pytest.fixture(scope="session")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A volume with datasets/d-1 and models/m-1. Read only: tests that publish work on a copy, `root`."""
-    use_cpu(4)  # before TensorFlow is used: on a GPU host the GPU is the engines'
+    # Before TensorFlow is used: on a GPU host the GPU is the engines'. Threads as in tests/training, which may share
+    # this process, and TensorFlow started with them: no job here can then say otherwise.
+    use_cpu(2)
+    tf.config.list_logical_devices()
     root = tmp_path_factory.mktemp("volume")
     staging = stage(root, "test")
     for number, (split, count) in enumerate(SPLITS.items()):

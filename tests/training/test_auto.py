@@ -19,6 +19,7 @@ from training.auto import MOST, STRONG, Facts, Pace, choose, fitted
 from training.jobs import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+GIB = 1 << 30
 PLENTY = Facts((4000,) * 10, 10_000, 32, "cpu")
 
 
@@ -28,11 +29,15 @@ def job(**changed) -> TrainJob:
 
 @pytest.mark.parametrize(("facts", "expected", "says"), [
     (PLENTY, {"recipe": "small", "batch_size": 64, "epochs": 8}, "as many as the recipe is known for"),
-    (Facts((4000,) * 10, 10_000, 64, "gpu"), {"recipe": "accurate", "batch_size": 512, "epochs": 80},
-     "recipe accurate: a GPU, 40000 images, 10000 or more"),
-    (Facts((900,) * 10, 10_000, 32, "gpu"), {"recipe": "small", "batch_size": 64, "epochs": 8}, "proven one on a GPU"),
-    (Facts((900,) * 10, 10_000, 32, "gpu", 5), {"recipe": "small", "batch_size": 60, "epochs": 8},
+    (Facts((4000,) * 10, 10_000, 32, "gpu", memory=12 * GIB), {"recipe": "accurate", "batch_size": 512, "epochs": 80},
+     "recipe accurate: a GPU of 12 GiB or more, 40000 images of 32 pixels, 10000 or more"),
+    (Facts((4000,) * 10, 10_000, 64, "gpu", memory=80 * GIB), {"recipe": "small", "batch_size": 64, "epochs": 8},
+     "not run at 64 pixels, only at 32"),
+    (Facts((4000,) * 10, 10_000, 32, "gpu", 5, 80 * GIB), {"recipe": "small", "batch_size": 60, "epochs": 8},
      "the recipe's 64, shared evenly by 5 GPUs"),
+    (Facts((60,) * 200, 10_000, 32, "gpu", memory=80 * GIB),
+     {"recipe": "small", "batch_size": 64, "epochs": 8, "augmentation": STRONG},
+     r"and not accurate, .*: a class has 60 images \(the median\), under 100"),
     (Facts((99,) * 10, 990, 224, "cpu"), {"recipe": "small", "batch_size": 61, "epochs": 19, "augmentation": STRONG},
      r"a class has 99 images \(the median\), under 100"),
     (Facts((100,) * 10, 1000, 64, "cpu"), {"recipe": "small", "batch_size": 62, "epochs": 19}, "100 or more"),
@@ -43,21 +48,30 @@ def job(**changed) -> TrainJob:
      "the largest has 300 images, the smallest 100"),
     (Facts((299, 100), 1000, 32, "cpu"), {"recipe": "small", "batch_size": 24, "epochs": 19}, "300 steps at least"),
     (Facts((200, 0, 190), 1000, 32, "cpu"), {"recipe": "small", "batch_size": 24, "epochs": 19}, "390 images are few"),
-], ids=["plenty", "gpu", "fewer, gpu", "five gpus", "few", "not few", "very few", "uneven", "even", "an empty class"])
+], ids=["plenty", "gpu", "other sizes", "five gpus", "few, gpu", "few", "not few", "very few", "uneven", "even",
+        "an empty class"])
 def test_what_is_picked_from_which_facts(facts: Facts, expected: dict, says: str) -> None:
     fields, why = choose(job(), facts)
     assert fields == expected
     assert any(re.search(says, sentence) for sentence in why), why
 
 
-def test_accurate_is_picked_for_many_images_a_gpu_and_time() -> None:
-    gpu = dataclasses.replace(PLENTY, device="gpu")
-    for asked, facts, expected in ((job(), gpu, "accurate"), (job(), PLENTY, "small"),
-                                   (job(), dataclasses.replace(gpu, counts=(900,) * 11), "small"),
-                                   (job(budget_s=60), gpu, "small"), (job(budget_s=600), gpu, "accurate")):
-        fields, why = choose(asked, facts)
-        assert fields["recipe"] == expected, why
-        assert ("was judged" in why[0]) == (expected == "accurate")
+@pytest.mark.parametrize(("asked", "changed", "expected"), [
+    ({}, {}, "accurate"),
+    ({}, {"device": "cpu"}, "small"),
+    ({}, {"counts": (1000,) * 10}, "accurate"),
+    ({}, {"counts": (1000,) * 9 + (999,)}, "small"),
+    ({"budget_s": 179}, {}, "small"),
+    ({"budget_s": 180}, {}, "accurate"),
+    ({}, {"memory": 12 * GIB - 1}, "small"),
+    ({}, {"replicas": 2}, "small"),
+    ({}, {"size": 48}, "small"),
+])
+def test_accurate_is_picked_where_it_was_measured_for_many_images_and_time(asked, changed, expected) -> None:
+    gpu = dataclasses.replace(PLENTY, device="gpu", memory=12 * GIB)
+    fields, why = choose(job(**asked), dataclasses.replace(gpu, **changed))
+    assert fields["recipe"] == expected, why
+    assert why[0].startswith(f"recipe {expected}")
 
 
 def test_what_the_job_gives_itself_is_kept_and_needs_no_reason() -> None:

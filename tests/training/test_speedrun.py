@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import keras
@@ -21,6 +22,7 @@ from training.recipes import SPEEDRUN, resolve
 from training.speedrun import network, program
 from training.speedrun.fitting import Speedrun
 from training.speedrun.network import Layout
+from training.yielding import Yielding
 
 pytestmark = [
     # Keras 3.15 saves variables through an __array__ without NumPy 2's copy keyword, and asks NumPy for `np.object`.
@@ -156,3 +158,25 @@ def test_under_xla_a_part_is_what_it_is_without() -> None:
     for tolerance, changes in ((0.02, {"xla": True}), (0.1, {"xla": True, "dtype": tf.float16})):
         for a, b in zip(plain, small_part(changes), strict=True):
             assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(a)
+
+
+class Looked(Yielding):
+    """That predictions are too slow it has been told for good; looks at what is on the device when it pauses."""
+
+    def __init__(self, training: Speedrun):
+        super().__init__(training.ctx.settings)
+        self._p99_ms, self._slow_until, self._training, self.waiting = 21.0, math.inf, training, []
+
+    def give_way(self, check) -> None:
+        self.waiting.append(len(self._training._waiting))
+        super().give_way(check)
+
+
+def test_it_pauses_for_predictions_with_nothing_left_on_the_device(root: Path, new_attempt, monkeypatch) -> None:
+    training = begin(new_attempt(root, JOB, "j-yields"), JOB)
+    training.yielding = yielding = Looked(training)
+    told: list[dict] = []
+    monkeypatch.setattr(training.ctx, "report", lambda *args, **metrics: told.append(metrics))
+    training.fit()
+    assert yielding.waiting == [0] * 2 * STEPS
+    assert told[-1]["yielded_s"] > 0

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shared.datasets import Spec
-from training import networks
-from training.recipes import SEED_CNN, SMALL
+from shared.datasets import Dataset, Spec
+from shared.jobs import TrainJob
+from training import fitting, networks
+from training.recipes import SEED_CNN, SMALL, resolve
 from training.steps import fed, new_optimizer, new_step, resident
 
 SPEC = Spec(32, ("a", "b", "c"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
@@ -49,20 +50,21 @@ def test_steps_over_images_read_ahead_equal_fed_steps():
         assert_close(after_six_steps(functools.partial(fed, ahead=ahead)), after_six_steps(fed))
 
 
-def graph_of_a_step(seed):
-    model = networks.build(SMALL, SPEC)
-    step = new_step(model, new_optimizer(SMALL, model), SMALL, SPEC, seed, tf.Variable(tf.zeros([2], tf.float64)))
+def constants(step):
     shapes = ([8, 32, 32, 3], tf.uint8), ([8], tf.int32), ([], tf.float32), ([], tf.int32)
     graph = tf.function(step).get_concrete_function(*(tf.TensorSpec(*shape) for shape in shapes)).graph
     return [tf.make_ndarray(node.attr["value"].tensor) for node in graph.as_graph_def().node if node.op == "Const"]
 
 
-def test_a_seed_in_a_variable_is_no_part_of_the_program():
+def test_a_training_s_seed_is_no_part_of_its_program(tmp_path, write_dataset, new_attempt, monkeypatch):
     """Else each seed would be compiled anew: XLA's cache asks whether programs are the same."""
     seed = 123_456_789
-    variable = tf.Variable(seed, trainable=False, dtype=tf.int64)
-    assert not [value for value in graph_of_a_step(variable) if np.any(value == seed)]
-    assert [value for value in graph_of_a_step(seed) if np.any(value == seed)]
+    job = TrainJob("m-1", write_dataset(tmp_path), "colours", batch_size=8, seed=seed)
+    monkeypatch.setattr(fitting, "fed", lambda step, *_: step)
+    training = fitting.Training(Dataset(tmp_path, job.dataset_id), resolve(job, 225), seed, new_attempt(tmp_path, job))
+    assert not [value for value in constants(training.new_run()) if np.any(value == seed)]
+    training.seed_variable = seed
+    assert [value for value in constants(training.new_run()) if np.any(value == seed)]
 
 
 @pytest.mark.parametrize("augmentation", [SMALL.augmentation, SEED_CNN.augmentation], ids=["moved", "sampled"])

@@ -43,6 +43,18 @@ def check_address(host: str, port: int) -> None:
         raise SystemExit(f"{host}:{port} can't be listened on: {e.strerror or e}. Set HOST and PORT") from None
 
 
+def keep_sigterm_over_a_fork() -> None:
+    """granian's worker is a fork: until it serves, SIGTERM would run the parent's handler in it, and be lost; also one
+    that comes before the child has run at all, so it has to wait until the handler is another one."""
+    def in_child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    os.register_at_fork(before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}),
+                        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM}),
+                        after_in_child=in_child)
+
+
 def main() -> None:
     settings = load()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -50,8 +62,7 @@ def main() -> None:
         check_gpu()
     # granian advises against many threads for compute; ours wait, for a slow client or for the Predictor
     logging.getLogger("_granian").addFilter(lambda record: "seems quite high" not in record.getMessage())
-    # granian's worker is a fork: until it serves, SIGTERM would run the parent's handler in it, and be lost
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    keep_sigterm_over_a_fork()
     check_address(settings.host, settings.port)
     with tempfile.TemporaryDirectory(prefix="lanner-") as folder:
         os.environ[BEHIND] = f"{folder}/api.sock"

@@ -24,8 +24,7 @@ NAME = "[a-z0-9][a-z0-9_-]{0,62}"
 PREDICT = re.compile(f"/v1/models/({NAME})/predict")
 INFER = re.compile(f"/v2/models/({NAME}(?:@{NAME})?)(?:/versions/([0-9]{{1,9}}))?/infer")
 IMAGE = re.compile(r"image/[a-z0-9.+-]+|application/octet-stream")
-QUERY = {"alias": re.compile(NAME), "variant": re.compile(NAME), "version": re.compile("[1-9][0-9]{0,7}"),
-         "top_k": re.compile("[1-9][0-9]{0,7}")}
+QUERY = {"alias": re.compile(NAME), "top_k": re.compile("[1-9][0-9]{0,7}")}
 LENGTH = re.compile("[1-9][0-9]{0,11}")
 UNUSUAL = frozenset(("HTTP_CONTENT_ENCODING", "HTTP_TRANSFER_ENCODING", "HTTP_SEC_FETCH_SITE"))
 STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
@@ -51,16 +50,10 @@ class Route:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a query of predict says, as `predict.label` takes it."""
+    """What a query of predict says. A version or a variant is Flask's: it may have to be loaded, in its own thread."""
 
     alias: str = PRODUCTION
-    version: int | None = None
-    variant: str | None = None
     top_k: int = predict.TOP_K
-
-    @property
-    def by_alias(self) -> bool:
-        return self.version is None and self.variant is None
 
 
 PLAIN = Asked()
@@ -114,8 +107,6 @@ class FastPath:
         return size if (size := int(length)) <= self.api.settings.request_limit_mib << 20 else 0
 
     def _is_full(self, name: str, asked: Asked) -> bool:
-        if not asked.by_alias:
-            return False  # what it is queued for is not known before the version is looked up
         served, queue_ms = self.api.loaded.pointed(name, asked.alias), self.api.settings.queue_ms
         if served is None or not queue_ms or not served.loaded.predictor.is_full(queue_ms / 1000):
             return False
@@ -124,8 +115,8 @@ class FastPath:
 
     def _predict(self, name: str, asked: Asked, traceparent: str, body: bytes) -> Steps[tuple[bytes, Headers]]:
         with self.api.statistics.request(model_called(name, asked.alias), traceparent) as timing:
-            return (yield from predict.label(self.api, timing, name, [("the image", body)], asked.alias, asked.version,
-                                             asked.variant, asked.top_k)), IS_JSON
+            return (yield from predict.label(self.api, timing, name, [("the image", body)], asked.alias,
+                                             k=asked.top_k)), IS_JSON
 
     def _infer(self, model: str, version: int | None, header: str | None, traceparent: str,
                body: bytes) -> Steps[tuple[bytes, Headers]]:
@@ -143,5 +134,4 @@ def _asked(query: str) -> Asked | None:
         if name in found or name not in QUERY or not QUERY[name].fullmatch(value):
             return None
         found[name] = value
-    return Asked(found.get("alias", PRODUCTION), int(found["version"]) if "version" in found else None,
-                 found.get("variant"), int(found.get("top_k", predict.TOP_K)))
+    return Asked(found.get("alias", PRODUCTION), int(found.get("top_k", predict.TOP_K)))

@@ -18,12 +18,15 @@ from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.intervals import wilson
 from shared.jobs import TrainJob
+from training import device
 from training.fitting import Training
 from training.recipes import RECIPES, Recipe, resolve
 
 PROVEN = "small"  # on any device
-MANY = 10_000  # training images from which on `accurate` is worth its minutes: judged, not measured
-PATIENT_S = 180  # of a budget for `accurate`: of CIFAR-10 it took 117 to 121 s on an H100, 39 to 42 of them to compile
+# `accurate` was measured on one GPU, at so many pixels a side, where it took 6.5 GiB beside the images.
+RUN_AT, ROOM = 32, 12 << 30
+MANY = 10_000  # training images from which on it is worth its minutes: judged, not measured
+PATIENT_S = 180  # of a budget for `accurate`: of CIFAR-10 it took 117 to 121 s on an H100, 38 to 42 of them to compile
 FEW = 100  # images a class, under which augmentation is strong
 UNEVEN = 3  # times the smallest class that the largest has, from which on classes are weighed
 WIDE = 0.05  # half a 95 % interval of the validation accuracy that is worth a word
@@ -39,13 +42,14 @@ Said = tuple[dict[str, Any], tuple[str, ...]]  # fields of the job, and why
 
 @dataclass(frozen=True)
 class Facts:
-    """What a choice is made from. counts: training images by class; size: pixels a side."""
+    """What a choice is made from. counts: training images by class; size: pixels a side; memory: bytes of each GPU."""
 
     counts: tuple[int, ...]
     validation: int
     size: int
     device: str
     replicas: int = 1
+    memory: int = 0
 
     @property
     def images(self) -> int:
@@ -67,13 +71,13 @@ def choose(job: TrainJob, facts: Facts) -> Said:
     Raises:
         Refused: a value that the job gives itself can't work, as `recipes.resolve`.
     """
-    name, reason = _of_recipe(job, facts)
-    why = [reason]
-    fields: dict[str, Any] = {"recipe": name}
     present = [count for count in facts.counts if count]
     usual, least, most = int(median(present)), min(present), max(present)
+    name, reason = _of_recipe(job, facts, usual)
+    why = [reason]
+    fields: dict[str, Any] = {"recipe": name}
     if not job.augmentation and usual < FEW:
-        fields |= {"recipe": "small", "augmentation": STRONG}
+        fields["augmentation"] = STRONG
         why.append(f"strong augmentation ({', '.join(STRONG)}): a class has {usual} images (the median), under {FEW}; "
                    "recipe transfer is meant for so few, where its weights are at hand, and is not measured yet")
     elif not job.augmentation:
@@ -99,11 +103,23 @@ def choose(job: TrainJob, facts: Facts) -> Said:
     return fields, tuple(why)
 
 
-def _of_recipe(job: TrainJob, facts: Facts) -> tuple[str, str]:
-    if facts.device == "cpu" or facts.images < MANY or 0 < job.budget_s < PATIENT_S:
-        return PROVEN, f"recipe {PROVEN}: the best proven one on a {facts.device.upper()}"
-    return "accurate", (f"recipe accurate: a GPU, {facts.images} images, {MANY} or more, and a budget of {PATIENT_S} s "
-                        "or more, or none; it was measured on CIFAR-10, and how many images it takes was judged")
+def _of_recipe(job: TrainJob, facts: Facts, usual: int) -> tuple[str, str]:
+    """usual: images of a class, the median."""
+    if facts.device == "cpu":
+        return "small", "recipe small: the best proven one on a CPU"
+    against = {
+        f"{facts.images} images are fewer than {MANY}": facts.images < MANY,
+        f"a class has {usual} images (the median), under {FEW}": usual < FEW,
+        f"a budget of {job.budget_s:g} s is less than {PATIENT_S}": 0 < job.budget_s < PATIENT_S,
+        f"it was not run at {facts.size} pixels, only at {RUN_AT}": facts.size != RUN_AT,
+        f"it was not run on {facts.replicas} GPUs, only on one": facts.replicas > 1,
+        f"{facts.memory >> 30} GiB of the GPU are less than {ROOM >> 30}": facts.memory < ROOM,
+    }
+    if reasons := [text for text, holds in against.items() if holds]:
+        return "small", f"recipe small, and not accurate, which is better on a GPU where it fits: {'; '.join(reasons)}"
+    return "accurate", (f"recipe accurate: a GPU of {ROOM >> 30} GiB or more, {facts.images} images of {RUN_AT} "
+                        f"pixels, {MANY} or more, and a budget of {PATIENT_S} s or more, or none; it was measured on "
+                        "CIFAR-10, and how many images it takes was judged")
 
 
 def _of_batch(recipe: Recipe, facts: Facts) -> str:
@@ -171,7 +187,7 @@ def decide(job: TrainJob, dataset: Dataset, ctx: Attempt, replicas: int, begin: 
     began = time.monotonic()
     counts = np.bincount(dataset.labels("train"), minlength=len(dataset.spec.labels))
     facts = Facts(tuple(counts.tolist()), len(dataset.labels("validation")), dataset.spec.size, ctx.settings.device,
-                  replicas)
+                  replicas, device.memory_bytes(ctx.settings) if ctx.settings.device == "gpu" else 0)
     fields, why = choose(job, facts)
     chosen = dataclasses.replace(job, **fields)
     if job.budget_s:

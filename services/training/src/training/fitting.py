@@ -179,7 +179,7 @@ class Training:
             self._save_if_older_than(CHECKPOINT_S)
 
     def _fit_to_time(self, seconds: float) -> None:
-        """More steps for the next program, or fewer, so that it takes about CALL_S, less while predictions go on."""
+        """More steps for the next program, or fewer: it should take CALL_S, less while predictions are too slow."""
         call_s = self.yielding.call_s(CALL_S)
         if seconds < call_s / 2:
             self.steps_a_call = min(2 * self.steps_a_call, self.steps_an_epoch)

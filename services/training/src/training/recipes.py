@@ -96,8 +96,8 @@ SPEEDRUN = Recipe(
 )
 """For one GPU: a whole training in seconds, after airbench94_muon (github.com/KellerJordan/cifar10-airbench).
 
-Known result: two trainings as jobs on an H100, 40,000 training images recompressed as JPEG; nearly all of such a job is
-XLA's compiling, about 65 s, unless it is kept from an earlier one (compiled.py). docs/benchmarks/train.md.
+Known result: three trainings as jobs on an H100, 40,000 training images recompressed as JPEG; nearly all of such a job
+is XLA's compiling, 63 to 68 s, unless it is kept from an earlier one (compiled.py). docs/benchmarks/train.md.
 """
 
 ACCURATE = Recipe(
@@ -120,7 +120,7 @@ ACCURATE = Recipe(
 """For GPUs: the highest accuracy in minutes.
 
 Known result: the mean of three trainings as jobs on an H100, 45,000 training images recompressed as JPEG (about 3
-points harder than the lossless ones), 5,000 held out; 94.1 % with views; 117 to 121 s a job, of which 39 to 42 are
+points harder than the lossless ones), 5,000 held out; 94.1 % with views; 117 to 121 s a job, of which 38 to 42 are
 XLA's compiling. docs/benchmarks/train.md.
 """
 

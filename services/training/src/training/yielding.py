@@ -38,7 +38,7 @@ class Yielding:
 
     def call_s(self, usual: float) -> float:
         """How long one program may take now."""
-        return min(usual, SHORT_S) if self._too_slow() else usual
+        return min(usual, SHORT_S) if self.is_wanted else usual
 
     def give_way(self, check: Callable[[], None]) -> None:
         """Pause if predictions are or were too slow, at most as long as was computed since the last pause.
@@ -47,14 +47,16 @@ class Yielding:
         """
         began = now = time.monotonic()
         until = began + min(began - self._resumed, MOST_S)
-        while now < until and self._too_slow():
+        while now < until and self.is_wanted:
             check()
             time.sleep(min(LOOK_S, until - now))
             now = time.monotonic()
         self.seconds += now - began
         self._resumed = now
 
-    def _too_slow(self) -> bool:
+    @property
+    def is_wanted(self) -> bool:
+        """Whether predictions are too slow, or were HOLD_S ago."""
         self._look()
         return self._p99_ms is not None and time.monotonic() < self._slow_until
 

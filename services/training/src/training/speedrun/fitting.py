@@ -90,6 +90,8 @@ class Speedrun:
         with writer.as_default():
             while self.step < self.plan.steps:
                 self._stop_if_asked()
+                if self.yielding.is_wanted:
+                    self._read()  # else the GPU would be at what is left while this pauses
                 self.yielding.give_way(self._stop_if_asked)
                 self._begin_part()
                 self._read(all_but=1)
@@ -100,7 +102,7 @@ class Speedrun:
         writer.close()
 
     def _begin_part(self) -> None:
-        """Tell the GPU the next steps: a part's, or a single one where a part is unfinished."""
+        """Tell the GPU the next steps: a part's, or a single one where a resumed part was of another size."""
         epoch, at = divmod(self.step, self.plan.steps_an_epoch)
         count = 1 if at % self.steps_a_part else self.steps_a_part
         if self.step <= self.plan.steps // 2 < self.step + count:
@@ -126,6 +128,8 @@ class Speedrun:
                        "accuracy": round(accuracy, 4)}
             if self.history:
                 metrics["validation_accuracy"] = round(self.history[-1]["validation_accuracy"], 4)
+            if self.yielding.seconds:
+                metrics["yielded_s"] = round(self.yielding.seconds, 1)
             self.ctx.report("train", step, self.plan.steps, **metrics)
 
     def _end_epoch(self, step: int, loss: float, accuracy: float, found: np.ndarray) -> None:
