@@ -73,6 +73,7 @@ def test_a_crash_leaves_nothing_and_the_next_attempt_does_without(ctx):
     os.environ["TF_XLA_FLAGS"] = ""
     with compiled.kept(ctx):
         assert os.environ["TF_XLA_FLAGS"] == ""
+        assert names(store(ctx)) == []  # a program that can't be loaded would fail every first attempt
 
 
 def test_what_is_stopped_keeps_its_programs(ctx):

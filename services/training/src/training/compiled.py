@@ -27,13 +27,16 @@ def kept(ctx: Attempt) -> Iterator[None]:
     """Have TensorFlow load and keep programs while it is in use; enter before TensorFlow is imported, which reads the
     flags once. Nothing happens on a CPU, nor where TF_XLA_FLAGS names a folder already.
 
-    An attempt that follows one which crashed or was killed does without: what is kept may have been why.
+    An attempt that follows one which crashed or was killed does without, and drops what is kept: it may have been why,
+    since TensorFlow fails where it can't load a program. The next training compiles once more.
     """
     if ctx.settings.device != "gpu" or "persistent_cache_directory" in os.environ.setdefault("TF_XLA_FLAGS", ""):
         yield
         return
     store, own = ctx.root / FOLDER / _valid_for(), ctx.work / "compiled"
     if own.exists():
+        for path in store.glob("*.pb"):
+            path.unlink(missing_ok=True)
         yield
         return
     own.mkdir(parents=True)
