@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class Stack:
         for process in self.processes.values():
             for pid in [*descendants(process.pid), process.pid]:
                 if process.poll() is None or pid != process.pid:
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # it ended since it was seen
+                        os.kill(pid, signal.SIGKILL)
         for process in self.processes.values():
             process.wait()
         self.redis.close()
