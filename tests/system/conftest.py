@@ -73,7 +73,8 @@ class Stack:
         process = self.processes[name]
         if number == signal.SIGKILL:
             for child in descendants(process.pid):
-                os.kill(child, number)
+                with suppress(ProcessLookupError):
+                    os.kill(child, number)
         process.send_signal(number)
 
     def stop(self, name: str) -> None:
