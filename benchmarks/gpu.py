@@ -89,8 +89,7 @@ def command(args: argparse.Namespace) -> str:
     said = ["./run bench gpu --data FOLDER", *(f"--shell {s.partition('=')[0]}=COMMANDS" for s in args.shell),
             *(["--artifacts DIR"] if args.artifacts else []), f"--parts {args.parts}"]
     for name, usual in (("recipes", ""), ("epochs", 0), ("variants", ""), ("target-ms", 0), ("seconds", 15.0),
-                        ("requests", 500),
-                        ("device", "gpu")):
+                        ("requests", 500), ("device", "gpu")):
         value = getattr(args, name.replace("-", "_"))
         said += [f"--{name} {value}"] if value != usual else []
     return " ".join(said)
@@ -121,12 +120,11 @@ class Bench:
                 for part in (self.preprocess, self.train, self.optimize):
                     if part.__name__ in self.parts:
                         yield from part()
-            images = self.images()
             if "serve" in self.parts:
                 with self.service("inference", self.device, "inference"):
-                    yield from self.serve(images)
+                    yield from self.serve(self.images())
             if "beside" in self.parts:
-                yield from self.beside(images)
+                yield from self.beside(self.images())
         finally:
             redis.terminate()
             redis.wait()

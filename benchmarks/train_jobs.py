@@ -144,23 +144,29 @@ def _job_id(job: dict[str, Any]) -> str:
     return f"j-{job['model_id']}"
 
 
-def _train(root: Path, job: dict[str, Any], device: str) -> None:
+def new_attempt(root: Path, job_id: str, job: Any, **settings: Any) -> Any:
+    """An Attempt at a TrainJob, accepted at its first call, in a volume without a Redis."""
     from redis import Redis
 
-    from shared.artifacts import write_json
     from shared.attempt import Attempt
-    from shared.jobs import TrainJob
     from shared.ledger import Ledger
     from shared.settings import Settings
+
+    ledger = Ledger(root, Redis.from_url("redis://127.0.0.1:1/0"))  # nobody listens there: no live view
+    ledger.accept(job_id, job)
+    ctx = Attempt(job_id, Settings(artifacts=root, **settings), ledger)
+    ctx.work.mkdir(parents=True, exist_ok=True)
+    return ctx
+
+
+def _train(root: Path, job: dict[str, Any], device: str) -> None:
+    from shared.artifacts import write_json
+    from shared.jobs import TrainJob
     from training.jobs import body
     from training.recipes import RECIPES
 
     train_job = TrainJob(**job, augmentation={**RECIPES[job["recipe"]].augmentation, "views": True})
-    ledger = Ledger(root, Redis.from_url("redis://127.0.0.1:1/0"))  # nobody listens there: no live view
-    ledger.accept(_job_id(job), train_job)
-    ctx = Attempt(_job_id(job), Settings(device, artifacts=root), ledger)
-    ctx.work.mkdir(parents=True, exist_ok=True)
-    body(train_job, ctx)
+    body(train_job, new_attempt(root, _job_id(job), train_job, device=device))
     import tensorflow as tf
 
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] >> 20 if device == "gpu" else 0

@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from train_jobs import new_attempt
+
 MARKS = (0.5533, 0.70, 0.75)  # what the seed reached, the aim of small, and more
 
 
@@ -46,24 +48,15 @@ def main() -> None:
 
 def _train(artifacts: Path, dataset: str, recipe: str, epochs: int, threads: int) -> tuple[list[dict[str, Any]], int]:
     """Train in a scratch volume that only sees the Dataset; returns the history and the batch size."""
-    from redis import Redis
-
     from shared.artifacts import open_artifact, read_json
-    from shared.attempt import Attempt
     from shared.jobs import TrainJob
-    from shared.ledger import Ledger
-    from shared.settings import Settings
     from training.jobs import train
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         (root / "datasets").symlink_to((artifacts / "datasets").resolve())
         job = TrainJob("m-benchmark", dataset, "benchmark", recipe, epochs=epochs)
-        ledger = Ledger(root, Redis.from_url("redis://127.0.0.1:1/0"))  # nobody listens there: no live view
-        ledger.accept("j-benchmark", job)
-        ctx = Attempt("j-benchmark", Settings(device="cpu", artifacts=root, cpu_threads=threads), ledger)
-        ctx.work.mkdir(parents=True)
-        train(job, ctx)
+        train(job, new_attempt(root, "j-benchmark", job, device="cpu", cpu_threads=threads))
         model = "models/m-benchmark"
         return read_json(root / model / "history.json"), open_artifact(root, model)["recipe"]["batch_size"]
 

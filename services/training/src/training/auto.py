@@ -22,7 +22,6 @@ from training import device
 from training.fitting import Training
 from training.recipes import RECIPES, Recipe, resolve
 
-PROVEN = "small"  # on any device
 # `accurate` was measured on one GPU, at so many pixels a side, where it took 6.5 GiB beside the images.
 RUN_AT, ROOM = 32, 12 << 30
 MANY = 10_000  # training images from which on it is worth its minutes: judged, not measured
