@@ -8,7 +8,8 @@
     ./run bench gpu --data FOLDER --device cpu --epochs 1 --seconds 3    a dry run
 
 Parts: `upload` sends the folder; `preprocess` makes a Dataset of it on the GPU and on the CPU and compares the bytes;
-`train` trains each recipe; `optimize` exports, measures and judges the last model; `serve` predicts over HTTP;
+`train` trains each recipe; `optimize` exports, measures and judges the last model; `serve` predicts over HTTP; `pipeline`
+asks for all of that in one request, all workers running, and is timed until the new version answers a prediction;
 `beside` predicts alone and beside a training that takes the same GPU, without SERVING_P99_MS and with it (--target-ms,
 by default twice what the p99 was alone). Rows of parts that are not run are kept from --out where --artifacts is given.
 """
@@ -22,12 +23,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hardware import LIST_VERSIONS, pipeline, versions_of, write_docs
+from hardware import LIST_VERSIONS, SHOWN, pipeline, versions_of, write_docs
 from redis import Redis, RedisError
 from serving_gpu import Api, beside_training, first_answer, for_seconds, predictions, row_of, upload, variants
 
@@ -35,7 +36,8 @@ from shared import gpu
 from shared.artifacts import open_artifact, read_json
 
 PORT, API_PORT = 6399, 8399
-PARTS = ("upload", "preprocess", "train", "optimize", "serve", "beside")
+PARTS = ("upload", "preprocess", "train", "optimize", "pipeline", "serve", "beside")
+STAGES = {"preprocess": "preprocessing", "train": "training", "optimize": "optimization"}
 Row = dict[str, Any]
 
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--variants", default="", help="that optimize makes, as onnx-fp32,tensorrt-fp16; all, if empty")
     parser.add_argument("--requests", type=int, default=500, help="of each variant, one after the other")
     parser.add_argument("--seconds", type=float, default=15, help="of predictions, alone and beside a training")
+    parser.add_argument("--idle", type=float, default=0, help="seconds that the workers wait before a pipeline is asked for")
     parser.add_argument("--target-ms", type=int, default=0, help="SERVING_P99_MS; 0 for twice what it is alone")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--docs", action="store_true", help="write the documents after the run")
@@ -89,7 +92,7 @@ def command(args: argparse.Namespace) -> str:
     said = ["./run bench gpu --data FOLDER", *(f"--shell {s.partition('=')[0]}=COMMANDS" for s in args.shell),
             *(["--artifacts DIR"] if args.artifacts else []), f"--parts {args.parts}"]
     for name, usual in (("recipes", ""), ("epochs", 0), ("variants", ""), ("target-ms", 0), ("seconds", 15.0),
-                        ("requests", 500), ("device", "gpu")):
+                        ("requests", 500), ("idle", 0.0), ("device", "gpu")):
         value = getattr(args, name.replace("-", "_"))
         said += [f"--{name} {value}"] if value != usual else []
     return " ".join(said)
@@ -117,7 +120,7 @@ class Bench:
                 self.wait_for_api()
                 if "upload" in self.parts:
                     yield upload(self.api, self.args.data, self.folder / f"{self.args.data.name}.tar")
-                for part in (self.preprocess, self.train, self.optimize):
+                for part in (self.preprocess, self.train, self.optimize, self.pipeline):
                     if part.__name__ in self.parts:
                         yield from part()
             if "serve" in self.parts:
@@ -157,6 +160,59 @@ class Bench:
         if not row["failed"]:
             row["card"] = read_json(self.root / "cards" / f"{model_id}.json")
         yield row
+
+    def pipeline(self) -> Iterator[Row]:
+        """Submit to served: from one request with all workers waiting to a prediction by the new version."""
+        recipe, image = self.args.recipes.split(",")[0], self.images()[0]
+        body = {"source": "upload:images", "name": "images", "train": {"recipe": recipe, "epochs": self.args.epochs},
+                "optimize": {"variants": self.args.variants.split(",")} if self.args.variants else {}}
+        with ExitStack() as stack:
+            stack.enter_context(self.service("keeper", self.device, "shared.keeper", LOG_LEVEL="WARNING"))
+            for service in STAGES.values():
+                stack.enter_context(self.worker(service, self.device))
+            while not all(Redis(port=PORT).scard(f"rq:workers:{service}") for service in STAGES.values()):
+                self.check()
+                time.sleep(0.05)
+            time.sleep(self.args.idle)
+            began = time.monotonic()
+            posted = self.api.ask("POST", "/v1/pipelines", body)
+            view, spent = self.follow(posted["pipeline"])
+            done = time.monotonic() - began
+            if view["state"] != "succeeded":
+                told = [f"{stage} {job['state']}: {(job['error'] or {}).get('message')}" for stage, job in view["jobs"].items()]
+                yield {"part": "submit to served", "seconds": done, "what": "; ".join(told), "failed": True}
+                return
+            card = read_json(self.root / "cards" / f"{posted['model_id']}.json")
+            answer, found = self.first_of(card["version"], image)
+            jobs = "; ".join(f"{stage} {_took(job):.1f} s ({stages_of(spent[stage])})" for stage, job in view["jobs"].items())
+            yield {"part": "submit to served", "seconds": time.monotonic() - began, "failed": not answer, "stages": spent,
+                   "what": f"{jobs}; first answer {time.monotonic() - began - done:.1f} s after, {found}", "card": card}
+
+    def follow(self, pipeline_id: str) -> tuple[Row, dict[str, dict[str, float]]]:
+        """A pipeline's view once it is over, and the seconds that each job's stages took."""
+        spent: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
+        seen = time.monotonic()
+        while True:
+            self.check()
+            time.sleep(0.02)
+            view: Row = self.api.ask("GET", f"/v1/pipelines/{pipeline_id}")
+            before, seen = seen, time.monotonic()
+            for stage, job in view["jobs"].items():
+                if job["state"] == "running" and (now := (job["progress"] or {}).get("stage")):
+                    spent[stage][now] = spent[stage].get(now, 0.0) + seen - before
+            if view["state"] not in ("queued", "running"):
+                return view, spent
+
+    def first_of(self, version: int, image: bytes) -> tuple[bool, str]:
+        """Predict until the version answers, a minute at most."""
+        until, told = time.monotonic() + 60, ""
+        while time.monotonic() < until:
+            status, found = self.api.predict(image)
+            told = f"HTTP {status}, version {found.get('version')}, {found.get('variant')} on {found.get('device')}"
+            if status == 200 and found["version"] == version:
+                return True, told
+            time.sleep(0.01)
+        return False, told
 
     def images(self) -> list[bytes]:
         """About a thousand of the folder's, from all over it."""
@@ -232,8 +288,9 @@ class Bench:
     def service(self, name: str, device: str, module: str, **more: str) -> Iterator[None]:
         settings = {"ARTIFACTS": str(self.root), "DEVICE": device, "REDIS_URL": f"redis://127.0.0.1:{PORT}/0",
                     "PORT": str(API_PORT), "TF_CPP_MIN_LOG_LEVEL": "2", **more}
-        start = f"{self.shells.get(name, 'true')}; exec {'python3' if name in self.shells else sys.executable}"
-        if name not in self.versions:
+        shell = self.shells.get(name) or (self.shells.get("inference") if name == "keeper" else None)
+        start = f"{shell or 'true'}; exec {'python3' if shell else sys.executable}"
+        if name in SHOWN and name not in self.versions:
             listed = subprocess.run(["bash", "-c", f'{start} -c "$0"', LIST_VERSIONS], check=True, capture_output=True,
                                     text=True).stdout
             self.versions[name] = versions_of(name, json.loads(listed.splitlines()[-1]))
@@ -267,11 +324,10 @@ class Bench:
             if now != line and time.monotonic() - told > 5:
                 told, line = time.monotonic(), now
                 print(line, flush=True)
-        last, failed = view["attempts"][-1], view["state"] != "succeeded"
+        failed = view["state"] != "succeeded"
         made = view["job"].get({"preprocess": "dataset_id", "train": "model_id"}.get(body["kind"], ""), "")
-        spent = "".join(f"; {stage} {seconds:.1f} s" for stage, seconds in stages.items() if seconds >= 0.5)
-        return {"part": part, "seconds": _seconds(last["ended_at"]) - _seconds(last["started_at"]), "failed": failed,
-                "what": view["error"]["message"] if failed else self.describe(body["kind"], made) + spent,
+        return {"part": part, "seconds": _took(view), "failed": failed,
+                "what": view["error"]["message"] if failed else f"{self.describe(body['kind'], made)}; {stages_of(stages)}",
                 "made": made, "stages": stages}
 
     def describe(self, kind: str, made: str) -> str:
@@ -296,8 +352,14 @@ class Bench:
                 "what": f"differ: {unlike}" if unlike else f"yes, all {len(files[0])} files"}
 
 
-def _seconds(stamp: str) -> float:
-    return datetime.fromisoformat(stamp).timestamp()
+def stages_of(spent: dict[str, float]) -> str:
+    return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in spent.items() if seconds >= 0.5)
+
+
+def _took(view: Row) -> float:
+    """Seconds of a job's last attempt."""
+    began, ended = (datetime.fromisoformat(view["attempts"][-1][at]) for at in ("started_at", "ended_at"))
+    return (ended - began).total_seconds()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     ./run bench train_jobs --data DATA --recipe accurate --seeds 0,1,2
     ./run bench train_jobs --data DATA --recipe accurate --seeds 0 --kill    and one killed and taken up again
+    ./run bench train_jobs --data DATA --recipe small --seeds 0 --tune 12    a search of so many trials instead
     ./run bench train_jobs --data DATA --device cpu --recipe small --images 2000 --epochs 1       a dry run
 
 DATA is a folder with train/<class>/<images>, decoded once and kept in --arrays, of whose images --validation are held
@@ -12,6 +13,7 @@ Each job has a process of its own, as a worker's; what XLA compiled for the firs
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0, help="0: as the recipe says")
     parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
     parser.add_argument("--kill", action="store_true", help="the first seed once more, killed at its first checkpoint")
+    parser.add_argument("--tune", type=int, default=0, metavar="TRIALS", help="each job a search of so many trials")
     parser.add_argument("--artifacts", type=Path, metavar="DIR", help="kept after the run, compiled programs in it")
     parser.add_argument("--seconds", type=float, default=540, help="no further job is begun after so many")
     parser.add_argument("--out", type=Path, default=Path("train_jobs.json"))
@@ -96,7 +99,7 @@ def run(root: Path, dataset: str, args: argparse.Namespace, seed: int, name: str
     from shared.artifacts import open_artifact, read_json
 
     job = {"model_id": f"m-{name}", "dataset_id": dataset, "name": "benchmark", "recipe": args.recipe,
-           "epochs": args.epochs, "seed": seed}
+           "epochs": args.epochs, "seed": seed, "trials": args.tune}
     if (root / "models" / str(job["model_id"])).exists():
         raise SystemExit(f"{root} holds a training with {name} already: give another --artifacts or --seeds")
     began = time.perf_counter()
@@ -110,13 +113,14 @@ def run(root: Path, dataset: str, args: argparse.Namespace, seed: int, name: str
     seconds = time.perf_counter() - began
     manifest = open_artifact(root, f"models/{job['model_id']}", hashes=False)
     history = read_json(root / "models" / str(job["model_id"]) / "history.json")
+    trials = read_json(root / "models" / str(job["model_id"]) / "trials.json") if args.tune else []
     later = [epoch["seconds"] for epoch in history[1:]] or [history[0]["seconds"]]
     return {"seconds": seconds, "one view": manifest["metrics"]["validation_accuracy"],
-            "views": manifest["metrics"]["views_accuracy"], "first epoch": history[0]["seconds"],
+            "views": manifest["metrics"].get("views_accuracy", math.nan), "first epoch": history[0]["seconds"],
             "an epoch": statistics.median(later), "epochs": sum(epoch["seconds"] for epoch in history),
             "number of epochs": len(history), "precision": manifest["precision"], "device": manifest["device"],
             "killed at": killed_at, "peak MiB": read_json(root / f"{job['model_id']}.json")["peak MiB"],
-            "history": history}
+            "history": history, "trials": trials}
 
 
 def start(root: Path, job: dict[str, Any], device: str) -> Any:
@@ -161,12 +165,18 @@ def new_attempt(root: Path, job_id: str, job: Any, **settings: Any) -> Any:
 
 def _train(root: Path, job: dict[str, Any], device: str) -> None:
     from shared.artifacts import write_json
-    from shared.jobs import TrainJob
+    from shared.jobs import TrainJob, TuneJob
     from training.jobs import body
     from training.recipes import RECIPES
 
-    train_job = TrainJob(**job, augmentation={**RECIPES[job["recipe"]].augmentation, "views": True})
-    body(train_job, new_attempt(root, _job_id(job), train_job, device=device))
+    fields = {name: job[name] for name in ("model_id", "dataset_id", "name", "epochs", "seed")}
+    asked: TrainJob | TuneJob
+    if job["trials"]:
+        asked = TuneJob(**fields, trials=job["trials"], recipes=(job["recipe"],))
+    else:
+        views = {**RECIPES[job["recipe"]].augmentation, "views": True}
+        asked = TrainJob(**fields, recipe=job["recipe"], augmentation=views)
+    body(asked, new_attempt(root, _job_id(job), asked, device=device))
     import tensorflow as tf
 
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] >> 20 if device == "gpu" else 0
@@ -178,7 +188,14 @@ def line(row: dict[str, Any]) -> str:
     return (f"{row['name']}: {100 * row['one view']:.2f} %, with views {100 * row['views']:.2f} %; job "
             f"{row['seconds']:.1f} s, {row['number of epochs']} epochs {row['epochs']:.1f} s, first "
             f"{row['first epoch']:.1f} s, then {row['an epoch']:.3f} s each, peak {row['peak MiB']} MiB, "
-            f"{row['precision']}{killed}")
+            f"{row['precision']}{killed}{searched(row['trials'])}")
+
+
+def searched(trials: list[dict[str, Any]]) -> str:
+    """How many trials came to their end, and their accuracies."""
+    found = sorted(trial["validation_accuracy"] for trial in trials if trial["state"] == "whole")
+    return (f"; {len(trials)} trials, {len(found)} to the end, {100 * found[0]:.2f} to {100 * found[-1]:.2f} %"
+            if found else "")
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

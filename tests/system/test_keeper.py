@@ -8,7 +8,9 @@ import pytest
 
 from shared import faults
 from shared.artifacts import open_artifact
+from shared.keeper import Keeper
 from shared.queue import queue_of
+from shared.settings import load
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("standin")]
 
@@ -22,7 +24,7 @@ def test_a_job_runs_and_its_record_tells(stack, job):
     stack.worker()
     view = stack.ended(stack.accept(job()))
     assert view["state"] == "succeeded"
-    assert view["result"] == {"dataset_id": view["job"]["dataset_id"], "resumed_at": 0}
+    assert view["result"] == {"dataset_id": view["job"]["dataset_id"], "resumed_at": 0, "ahead": True}
     assert [a["outcome"] for a in view["attempts"]] == ["succeeded"]
     assert view["progress"]["stage"] == "decode"
     published_once(stack, view)
@@ -101,6 +103,16 @@ def test_a_job_that_raises_is_tried_again_and_fails_with_its_reason(stack, job):
     view = stack.ended(stack.accept(job("raises", 1)))
     assert (view["state"], len(view["attempts"])) == ("failed", 2)
     assert view["error"] == {"code": "internal", "message": "RuntimeError: planted"}
+
+
+def test_a_stage_is_delivered_at_the_first_look_after_its_parent(stack, job):
+    stack.worker()
+    first = stack.accept(job())
+    child = stack.accept(job(), parent=first)
+    stack.ended(first)
+    stack.until(lambda: not stack.ledger.is_running(first))
+    Keeper(load({"ARTIFACTS": str(stack.root)}), stack.ledger).step()
+    assert stack.ended(child)["state"] == "succeeded"
 
 
 def test_a_child_waits_for_its_parent_and_fails_with_it(stack, job):

@@ -78,7 +78,7 @@ def lease(root: Path, waiting: Callable[[], None], count: int = 1) -> Iterator[l
     All or none are taken, so no two jobs can wait for each other's. One at a time looks for GPUs, so a job that needs
     many is not passed by forever; those behind it wait even where a GPU is free that would do for them.
 
-    Sets CUDA_VISIBLE_DEVICES to them, so it must be taken before any CUDA library is imported.
+    Sets CUDA_VISIBLE_DEVICES to them, so it must be taken before any CUDA library is used; an import alone is none.
 
     Raises:
         Refused: the host has not that many GPUs.

@@ -107,8 +107,9 @@ class Keeper:
             return "lost"
 
     def _lasts(self, job: str, what: str, seconds: float) -> bool:
-        """Whether this has looked so for that long."""
-        return time.monotonic() - self.since.setdefault((job, what), time.monotonic()) >= seconds
+        """Whether this has looked so for that long; for 0 seconds it has at the first look."""
+        now = time.monotonic()
+        return now - self.since.setdefault((job, what), now) >= seconds
 
     def _kill(self, request: Request) -> None:
         number = int(self.ledger.read_live(request.id).get("delivery", 0))

@@ -1,27 +1,69 @@
 """The one worker: `python -m shared.worker <service>` takes jobs of one queue, one at a time, each in a forked child.
 
 The parent imports no TensorFlow, cuDF, CuPy or TensorRT: CUDA can't be re-initialised after a fork, and a fork after
-TensorFlow ran hangs. One queue, so that RQ moves jobs by BLMOVE, which loses none.
+TensorFlow ran hangs. The next job's child may be forked ahead and import them while it waits: see `standby`. One queue,
+so that RQ moves jobs by BLMOVE, which loses none.
 """
 
 import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 from rq import Worker
+from rq.executions import Execution
 from rq.serializers import JSONSerializer
 
 from shared import gpu, tracing
 from shared.attempt import ask_stop
 from shared.queue import SafeJob, connect, queue_of
 from shared.settings import load
+from shared.standby import Standby
 
 
 class LannerWorker(Worker):  # type: ignore[misc]
-    """RQ's forking worker that hands SIGTERM on to the job as SIGUSR1: it saves and goes back to the queue."""
+    """RQ's forking worker that hands SIGTERM on to the job as SIGUSR1: it saves and goes back to the queue.
+
+    With `ahead`, modules that its jobs import, a process with these imported waits for each next job.
+    """
+
+    ahead: Sequence[str] = ()
+    standby: Standby | None = None
+
+    def look_ahead(self) -> None:
+        """Have a process wait for the next job."""
+        if self.ahead:
+            self.standby = Standby(self.ahead, self.setup_work_horse_signals, self._run_ahead)
+
+    def execute_job(self, job: Any, queue: Any) -> None:
+        super().execute_job(job, queue)  # type: ignore[no-untyped-call]
+        if not self._stop_requested:
+            self.look_ahead()
+
+    def fork_work_horse(self, job: Any, queue: Any) -> None:
+        standby, self.standby = self.standby, None
+        if standby and standby.hand_over(job=job.id, execution=self.execution.id):
+            self._horse_pid = standby.pid
+            return
+        super().fork_work_horse(job, queue)  # type: ignore[no-untyped-call]
+
+    def _run_ahead(self, told: dict[str, str]) -> None:
+        """In the process that waited: what RQ does in one that it has just forked."""
+        os.environ |= {"RQ_WORKER_ID": self.name, "RQ_JOB_ID": told["job"]}
+        job = self.job_class.fetch(told["job"], connection=self.connection, serializer=self.serializer)
+        self.execution = Execution.fetch(told["execution"], job.id, connection=self.connection)
+        self.execution._job = job  # else it would fetch one by RQ's own class and serializer
+        self.main_work_horse(job, self.queues[0])  # type: ignore[no-untyped-call]
+
+    def teardown(self) -> None:
+        if self.standby and not self.is_horse:
+            self.standby.end()
+            self.standby = None
+        super().teardown()  # type: ignore[no-untyped-call]
 
     def handle_warm_shutdown_request(self) -> None:
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
@@ -49,7 +91,9 @@ def main(service: str) -> None:
         worker_ttl=settings.worker_ttl_s, job_monitoring_interval=settings.heartbeat_s,
         maintenance_interval=settings.maintenance_s)
     worker.log_job_description = False
-    import_module(f"{service}.jobs")  # once, and not in each job's fork; it imports nothing of a GPU by itself
+    jobs = import_module(f"{service}.jobs")  # once, and not in each job's fork; it imports nothing of a GPU by itself
+    worker.ahead = getattr(jobs, "AHEAD", ()) if settings.import_ahead == "on" else ()
+    worker.look_ahead()
     worker.work(logging_level=settings.log_level)
 
 

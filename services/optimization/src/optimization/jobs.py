@@ -5,6 +5,8 @@ from typing import Any
 from shared.attempt import Attempt, attempt
 from shared.jobs import OptimizeJob, PredictJob
 
+AHEAD = ("optimization.release",)  # what a job imports, for a process that waits for one: none of it touches a GPU
+
 
 def run(job_id: str) -> dict[str, Any]:
     return attempt(job_id, work)

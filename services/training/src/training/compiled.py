@@ -24,8 +24,8 @@ LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "nvidia-cudnn-cu12", "nvid
 
 @contextmanager
 def kept(ctx: Attempt) -> Iterator[None]:
-    """Have TensorFlow load and keep programs while it is in use; enter before TensorFlow is imported, which reads the
-    flags once. Nothing happens on a CPU, nor where TF_XLA_FLAGS names a folder already.
+    """Have TensorFlow load and keep programs while it is in use; enter before TensorFlow compiles, when it reads the
+    flags, once. Nothing happens on a CPU, nor where TF_XLA_FLAGS names a folder already.
 
     An attempt that follows one which crashed or was killed does without, and drops what is kept: it may have been why,
     since TensorFlow fails where it can't load a program. The next training compiles once more.

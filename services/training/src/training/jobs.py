@@ -11,6 +11,9 @@ from shared.jobs import TrainJob, TuneJob
 from training import compiled
 from training.recipes import Recipe, resolve
 
+# What a training imports, for a process that waits for one: none of it touches a GPU.
+AHEAD = ("training.auto", "training.fitting", "training.publishing", "training.speedrun.fitting")
+
 
 def run(job_id: str) -> dict[str, Any]:
     return attempt(job_id, body)

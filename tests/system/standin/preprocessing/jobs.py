@@ -6,11 +6,14 @@ The queue, the record, the worker and the keeper are tested with it in seconds; 
 import json
 import os
 import signal
+import sys
 import time
 
 from shared import faults
 from shared.artifacts import publish, stage
 from shared.attempt import attempt
+
+AHEAD = ("standin_ahead",)
 
 
 def run(job_id: str):
@@ -39,5 +42,5 @@ def body(job, ctx):
                 time.sleep(1)
     folder = stage(ctx.root, ctx.job_id)
     (folder / "data").write_text(f"resumed at {first}")
-    summary = {"dataset_id": job.dataset_id, "resumed_at": first}
+    summary = {"dataset_id": job.dataset_id, "resumed_at": first, "ahead": "standin_ahead" in sys.modules}
     return publish(ctx.root, folder, job.target, {"summary": summary})["summary"]
