@@ -91,6 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = Settings(device=args.device)
     device.prepare(settings)
+    tf.config.experimental.enable_tensor_float_32_execution(True)  # TensorFlow's default, which `model.fit` would have
     keras.utils.set_random_seed(0)
     began = time.monotonic()
     bench = Bench(args, device.precision(settings))

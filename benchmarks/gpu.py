@@ -8,8 +8,8 @@
     ./run bench gpu --data FOLDER --device cpu --epochs 1 --seconds 3    a dry run
 
 Parts: `upload` sends the folder; `preprocess` makes a Dataset of it on the GPU and on the CPU and compares the bytes;
-`train` trains each recipe; `optimize` exports, measures and judges the last model; `serve` predicts over HTTP; `pipeline`
-asks for all of that in one request, all workers running, and is timed until the new version answers a prediction;
+`train` trains each recipe; `optimize` exports, measures and judges the last model; `serve` predicts over HTTP;
+`pipeline` asks for all of that in one request, all workers running, and is timed until the new version answers;
 `beside` predicts alone and beside a training that takes the same GPU, without SERVING_P99_MS and with it (--target-ms,
 by default twice what the p99 was alone). Rows of parts that are not run are kept from --out where --artifacts is given.
 """
@@ -24,20 +24,31 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hardware import LIST_VERSIONS, SHOWN, pipeline, versions_of, write_docs
 from redis import Redis, RedisError
-from serving_gpu import Api, beside_training, first_answer, for_seconds, predictions, row_of, upload, variants
+from serving_gpu import (
+    Api,
+    beside_training,
+    first_answer,
+    for_seconds,
+    predictions,
+    row_of,
+    stages_of,
+    submit_to_served,
+    took,
+    upload,
+    variants,
+)
 
 from shared import gpu
 from shared.artifacts import open_artifact, read_json
 
 PORT, API_PORT = 6399, 8399
 PARTS = ("upload", "preprocess", "train", "optimize", "pipeline", "serve", "beside")
-STAGES = {"preprocess": "preprocessing", "train": "training", "optimize": "optimization"}
+SERVICES = ("preprocessing", "training", "optimization")
 Row = dict[str, Any]
 
 
@@ -54,7 +65,7 @@ def main() -> None:
     parser.add_argument("--variants", default="", help="that optimize makes, as onnx-fp32,tensorrt-fp16; all, if empty")
     parser.add_argument("--requests", type=int, default=500, help="of each variant, one after the other")
     parser.add_argument("--seconds", type=float, default=15, help="of predictions, alone and beside a training")
-    parser.add_argument("--idle", type=float, default=0, help="seconds that the workers wait before a pipeline is asked for")
+    parser.add_argument("--idle", type=float, default=0, help="seconds that workers wait before `pipeline` asks")
     parser.add_argument("--target-ms", type=int, default=0, help="SERVING_P99_MS; 0 for twice what it is alone")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--docs", action="store_true", help="write the documents after the run")
@@ -162,57 +173,23 @@ class Bench:
         yield row
 
     def pipeline(self) -> Iterator[Row]:
-        """Submit to served: from one request with all workers waiting to a prediction by the new version."""
-        recipe, image = self.args.recipes.split(",")[0], self.images()[0]
-        body = {"source": "upload:images", "name": "images", "train": {"recipe": recipe, "epochs": self.args.epochs},
+        """Submit to served: from one request, all workers waiting, to a prediction by the new version."""
+        body = {"source": "upload:images", "name": "images",
+                "train": {"recipe": self.args.recipes.split(",")[0], "epochs": self.args.epochs},
                 "optimize": {"variants": self.args.variants.split(",")} if self.args.variants else {}}
         with ExitStack() as stack:
             stack.enter_context(self.service("keeper", self.device, "shared.keeper", LOG_LEVEL="WARNING"))
-            for service in STAGES.values():
+            for service in SERVICES:
                 stack.enter_context(self.worker(service, self.device))
-            while not all(Redis(port=PORT).scard(f"rq:workers:{service}") for service in STAGES.values()):
-                self.check()
-                time.sleep(0.05)
+            with Redis(port=PORT) as redis:
+                while not all(redis.scard(f"rq:workers:{service}") for service in SERVICES):
+                    self.check()
+                    time.sleep(0.05)
             time.sleep(self.args.idle)
-            began = time.monotonic()
-            posted = self.api.ask("POST", "/v1/pipelines", body)
-            view, spent = self.follow(posted["pipeline"])
-            done = time.monotonic() - began
-            if view["state"] != "succeeded":
-                told = [f"{stage} {job['state']}: {(job['error'] or {}).get('message')}" for stage, job in view["jobs"].items()]
-                yield {"part": "submit to served", "seconds": done, "what": "; ".join(told), "failed": True}
-                return
-            card = read_json(self.root / "cards" / f"{posted['model_id']}.json")
-            answer, found = self.first_of(card["version"], image)
-            jobs = "; ".join(f"{stage} {_took(job):.1f} s ({stages_of(spent[stage])})" for stage, job in view["jobs"].items())
-            yield {"part": "submit to served", "seconds": time.monotonic() - began, "failed": not answer, "stages": spent,
-                   "what": f"{jobs}; first answer {time.monotonic() - began - done:.1f} s after, {found}", "card": card}
-
-    def follow(self, pipeline_id: str) -> tuple[Row, dict[str, dict[str, float]]]:
-        """A pipeline's view once it is over, and the seconds that each job's stages took."""
-        spent: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
-        seen = time.monotonic()
-        while True:
-            self.check()
-            time.sleep(0.02)
-            view: Row = self.api.ask("GET", f"/v1/pipelines/{pipeline_id}")
-            before, seen = seen, time.monotonic()
-            for stage, job in view["jobs"].items():
-                if job["state"] == "running" and (now := (job["progress"] or {}).get("stage")):
-                    spent[stage][now] = spent[stage].get(now, 0.0) + seen - before
-            if view["state"] not in ("queued", "running"):
-                return view, spent
-
-    def first_of(self, version: int, image: bytes) -> tuple[bool, str]:
-        """Predict until the version answers, a minute at most."""
-        until, told = time.monotonic() + 60, ""
-        while time.monotonic() < until:
-            status, found = self.api.predict(image)
-            told = f"HTTP {status}, version {found.get('version')}, {found.get('variant')} on {found.get('device')}"
-            if status == 200 and found["version"] == version:
-                return True, told
-            time.sleep(0.01)
-        return False, told
+            row = submit_to_served(self.api, body, self.images()[0], self.check)
+        if not row["failed"]:
+            row["card"] = read_json(self.root / "cards" / f"{row['made']}.json")
+        yield row
 
     def images(self) -> list[bytes]:
         """About a thousand of the folder's, from all over it."""
@@ -326,9 +303,8 @@ class Bench:
                 print(line, flush=True)
         failed = view["state"] != "succeeded"
         made = view["job"].get({"preprocess": "dataset_id", "train": "model_id"}.get(body["kind"], ""), "")
-        return {"part": part, "seconds": _took(view), "failed": failed,
-                "what": view["error"]["message"] if failed else f"{self.describe(body['kind'], made)}; {stages_of(stages)}",
-                "made": made, "stages": stages}
+        what = view["error"]["message"] if failed else f"{self.describe(body['kind'], made)}; {stages_of(stages)}"
+        return {"part": part, "seconds": took(view), "failed": failed, "what": what, "made": made, "stages": stages}
 
     def describe(self, kind: str, made: str) -> str:
         match kind:
@@ -350,16 +326,6 @@ class Bench:
         unlike = [name for name in files[0] if files[0][name] != files[1].get(name)]
         return {"part": "the same bytes on both", "seconds": 0.0, "failed": bool(unlike),
                 "what": f"differ: {unlike}" if unlike else f"yes, all {len(files[0])} files"}
-
-
-def stages_of(spent: dict[str, float]) -> str:
-    return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in spent.items() if seconds >= 0.5)
-
-
-def _took(view: Row) -> float:
-    """Seconds of a job's last attempt."""
-    began, ended = (datetime.fromisoformat(view["attempts"][-1][at]) for at in ("started_at", "ended_at"))
-    return (ended - began).total_seconds()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,62 @@ def first_answer(api: Api, images: list[bytes], check: Callable[[], None]) -> Ro
     what = (f"version {found['version']}, {found['variant']} on {found['device']}" if status == 200
             else f"status {status} after {seconds:.0f} s: {found}")
     return {"part": "HTTP 200 on predict", "seconds": seconds, "failed": status != 200, "what": what}
+
+
+def submit_to_served(api: Api, body: Row, image: bytes, check: Callable[[], None]) -> Row:
+    """Ask for a pipeline and predict until its version answers: a row that has what each of its jobs took."""
+    began = time.monotonic()
+    posted = api.ask("POST", "/v1/pipelines", body)
+    view, spent = follow(api, posted["pipeline"], check)
+    done = time.monotonic() - began
+    row: Row = {"part": "submit to served", "seconds": done, "stages": spent, "failed": True}
+    if view["state"] != "succeeded":
+        return row | {"what": "; ".join(f"{stage} {job['state']}: {(job['error'] or {}).get('message')}"
+                                        for stage, job in view["jobs"].items())}
+    answered, found = first_of(api, api.ask("GET", f"/v1/cards/{posted['model_id']}")["version"], image)
+    jobs = [f"{stage} {took(job):.1f} s ({stages_of(spent[stage])})" for stage, job in view["jobs"].items()]
+    seconds = time.monotonic() - began
+    return row | {"seconds": seconds, "failed": not answered, "made": posted["model_id"],
+                  "what": f"{'; '.join(jobs)}; first answer {seconds - done:.1f} s after, {found}"}
+
+
+def follow(api: Api, pipeline_id: str, check: Callable[[], None]) -> tuple[Row, dict[str, dict[str, float]]]:
+    """A pipeline's view once it is over, and seconds: job -> stage as its progress names it -> how long it was seen."""
+    spent: dict[str, dict[str, float]] = {}
+    seen = time.monotonic()
+    while True:
+        check()
+        time.sleep(0.02)
+        view: Row = api.ask("GET", f"/v1/pipelines/{pipeline_id}")
+        before, seen = seen, time.monotonic()
+        for name, job in view["jobs"].items():
+            stages = spent.setdefault(name, {})
+            if job["state"] == "running" and (stage := (job["progress"] or {}).get("stage")):
+                stages[stage] = stages.get(stage, 0.0) + seen - before
+        if view["state"] not in ("queued", "running"):
+            return view, spent
+
+
+def first_of(api: Api, version: int, image: bytes) -> tuple[bool, str]:
+    """Predict until the version answers, PATIENCE_S at most: whether it did, and the last answer."""
+    until, told = time.monotonic() + PATIENCE_S, "no answer"
+    while time.monotonic() < until:
+        status, found = api.predict(image)
+        told = f"HTTP {status}, version {found.get('version')}, {found.get('variant')} on {found.get('device')}"
+        if status == 200 and found["version"] == version:
+            return True, told
+        time.sleep(0.01)
+    return False, told
+
+
+def stages_of(spent: dict[str, float]) -> str:
+    return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in spent.items() if seconds >= 0.5)
+
+
+def took(view: Row) -> float:
+    """Seconds of a job's last attempt."""
+    began, ended = (datetime.fromisoformat(view["attempts"][-1][at]) for at in ("started_at", "ended_at"))
+    return (ended - began).total_seconds()
 
 
 def variants(api: Api, device: str) -> dict[str, str]:

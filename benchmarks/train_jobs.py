@@ -116,7 +116,7 @@ def run(root: Path, dataset: str, args: argparse.Namespace, seed: int, name: str
     trials = read_json(root / "models" / str(job["model_id"]) / "trials.json") if args.tune else []
     later = [epoch["seconds"] for epoch in history[1:]] or [history[0]["seconds"]]
     return {"seconds": seconds, "one view": manifest["metrics"]["validation_accuracy"],
-            "views": manifest["metrics"].get("views_accuracy", math.nan), "first epoch": history[0]["seconds"],
+            "views": manifest["metrics"].get("views_accuracy"), "first epoch": history[0]["seconds"],
             "an epoch": statistics.median(later), "epochs": sum(epoch["seconds"] for epoch in history),
             "number of epochs": len(history), "precision": manifest["precision"], "device": manifest["device"],
             "killed at": killed_at, "peak MiB": read_json(root / f"{job['model_id']}.json")["peak MiB"],
@@ -185,7 +185,8 @@ def _train(root: Path, job: dict[str, Any], device: str) -> None:
 
 def line(row: dict[str, Any]) -> str:
     killed = f", killed at step {row['killed at']} and taken up again" if row["killed at"] else ""
-    return (f"{row['name']}: {100 * row['one view']:.2f} %, with views {100 * row['views']:.2f} %; job "
+    views = "" if row["views"] is None else f", with views {100 * row['views']:.2f} %"
+    return (f"{row['name']}: {100 * row['one view']:.2f} %{views}; job "
             f"{row['seconds']:.1f} s, {row['number of epochs']} epochs {row['epochs']:.1f} s, first "
             f"{row['first epoch']:.1f} s, then {row['an epoch']:.3f} s each, peak {row['peak MiB']} MiB, "
             f"{row['precision']}{killed}{searched(row['trials'])}")
@@ -200,7 +201,7 @@ def searched(trials: list[dict[str, Any]]) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     def of(key: str, scale: float) -> str:
-        values = [scale * row[key] for row in rows]
+        values = [scale * row[key] for row in rows if row[key] is not None] or [math.nan]
         return f"{statistics.mean(values):.2f} ± {deviation(values):.2f}"
 
     if not rows:

@@ -98,6 +98,11 @@ def _learns(root: Path, recipe: str, epochs: int = 5) -> None:
     assert manifest["precision"] == ("mixed_float16" if recipe == "speedrun" else device.precision(ctx.settings))
     saved = keras.models.load_model(root / job.target / "model.keras", compile=False)
     assert {layer.dtype_policy.name for layer in saved.layers} == {"float32"}
+    with tf.device("CPU"):
+        golden = np.load(root / job.target / "golden.npz")
+        on_cpu = keras.models.load_model(root / job.target / "model.keras", compile=False)
+        found = np.asarray(on_cpu(golden["images"].astype(np.float32), training=False))
+    np.testing.assert_allclose(found, golden["probabilities"], atol=1e-4)
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] >> 20
     assert 0 < peak < LIMIT_MIB
     print(f"{recipe}: {summary['validation_accuracy']:.2f}, computed in {manifest['precision']}, "

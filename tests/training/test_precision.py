@@ -5,12 +5,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from shared.artifacts import open_artifact
 from shared.datasets import Dataset, Spec
 from shared.jobs import TrainJob
 from shared.settings import Settings
 from training import device, fitting, networks
+from training.jobs import train
 from training.publishing import publish_model
 from training.recipes import RECIPES, resolve
 
@@ -53,6 +55,13 @@ def test_it_learns_and_what_is_published_is_float32(tmp_path: Path, write_datase
     assert len(golden["images"]) == len(labels)
     found = golden["probabilities"].argmax(1)
     assert (found == labels).mean() == manifest["metrics"]["validation_accuracy"]
+
+
+def test_float32_is_not_shortened_on_a_gpu(tmp_path: Path, write_dataset, new_attempt) -> None:
+    tf.config.experimental.enable_tensor_float_32_execution(True)  # TensorFlow's default
+    job = TrainJob("m-1", write_dataset(tmp_path), "colours", epochs=1)
+    train(job, new_attempt(tmp_path, job))
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def test_a_cpu_computes_in_float32() -> None:

@@ -12,11 +12,16 @@ BFLOAT16_SINCE = (8, 0)  # compute capability: Ampere
 def prepare(settings: Settings) -> str:
     """Make TensorFlow use the settings' device, on a CPU repeatably; returns the device's name.
 
+    float32 is float32: by TensorFlow's default GPUs from Ampere on multiply it with 10 bits of fraction (TF32), and a
+    published Model's answers then differed from the CPU's by more than its release allows. bfloat16 and float16, in
+    which trainings compute there, are as fast as before.
+
     Raises:
         Refused: DEVICE=gpu and TensorFlow sees no GPU.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads(settings))
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     if settings.device == "cpu":
         tf.config.set_visible_devices([], "GPU")
         tf.config.experimental.enable_op_determinism()
