@@ -46,7 +46,7 @@ class LannerWorker(Worker):  # type: ignore[misc]
 
     def fork_work_horse(self, job: Any, queue: Any) -> None:
         standby, self.standby = self.standby, None
-        if standby and standby.hand_over(job=job.id, execution=self.execution.id):
+        if standby and self.execution and standby.hand_over(job=job.id, execution=self.execution.id):
             self._horse_pid = standby.pid
             return
         super().fork_work_horse(job, queue)  # type: ignore[no-untyped-call]
