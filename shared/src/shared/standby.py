@@ -22,6 +22,8 @@ class Standby:
 
     A child whose worker has ended ends too, once it has imported. One that can't import a module waits all the same:
     the job will fail on it, with a record of why.
+
+    Raises OSError where no process can be had.
     """
 
     def __init__(self, modules: Sequence[str], begin: Callable[[], None], work: Callable[[dict[str, str]], None]):

@@ -35,9 +35,10 @@ class LannerWorker(Worker):  # type: ignore[misc]
     standby: Standby | None = None
 
     def look_ahead(self) -> None:
-        """Have a process wait for the next job."""
+        """Have a process wait for the next job; where none can be had, that job is forked when it comes."""
         if self.ahead:
-            self.standby = Standby(self.ahead, self.setup_work_horse_signals, self._run_ahead)
+            with suppress(OSError):
+                self.standby = Standby(self.ahead, self.setup_work_horse_signals, self._run_ahead)
 
     def execute_job(self, job: Any, queue: Any) -> None:
         super().execute_job(job, queue)  # type: ignore[no-untyped-call]
