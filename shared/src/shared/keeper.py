@@ -19,7 +19,7 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from shared.ledger import Ledger, Request
+from shared.ledger import Ledger, Request, spent_of
 from shared.queue import NUDGE, SafeJob, connect, deliver, delivery_id, queue_of
 from shared.settings import Settings, load
 
@@ -46,6 +46,7 @@ class Keeper:
 
     def look(self, request: Request) -> None:
         ledger, job = self.ledger, request.id
+        attempts = ledger.attempts(job)  # before the lock is asked for: one seen here that does not hold it is over
         if ledger.is_running(job):
             if ledger.cancel_asked(job) and self._lasts(job, "cancel", CANCEL_GRACE_S):
                 self._kill(request)
@@ -64,12 +65,11 @@ class Keeper:
         elif request.parent and not parent:
             return
         else:
-            self._deliver(request)
+            self._deliver(request, attempts)
 
-    def _deliver(self, request: Request) -> None:
+    def _deliver(self, request: Request, attempts: list[dict[str, Any]]) -> None:
         ledger, job = self.ledger, request.id
-        attempts = ledger.attempts(job)
-        spent = ledger.spent(job)
+        spent = spent_of(attempts)
         last = attempts[-1] if attempts else {}
         if spent >= self.settings.max_attempts:
             how = last.get("message") or "its process was killed (out of memory, or this input kills it)"

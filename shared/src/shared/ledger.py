@@ -108,8 +108,8 @@ class Ledger:
         write_json(path, {**read_json(path), "ended_at": now(), "outcome": outcome, "message": message})
 
     def spent(self, job_id: str) -> int:
-        """Attempts that count against the limit: those that died or failed, not those that were asked to stop."""
-        return sum(a.get("outcome") not in ("stopped", "succeeded") for a in self.attempts(job_id))
+        """See `spent_of`."""
+        return spent_of(self.attempts(job_id))
 
     @contextlib.contextmanager
     def run_lock(self, job_id: str) -> Iterator[bool]:
@@ -209,6 +209,11 @@ class Ledger:
                 "progress": progress, "attempts": self.attempts(job_id), "cancel_asked": self.cancel_asked(job_id),
                 "ended_at": end["ended_at"] if end else None, "result": end["result"] if end else None,
                 "error": {"code": end["code"], "message": end["message"]} if end and end["code"] else None}
+
+
+def spent_of(attempts: list[dict[str, Any]]) -> int:
+    """Attempts that count against the limit: those that died or failed, not those that were asked to stop."""
+    return sum(a.get("outcome") not in ("stopped", "succeeded") for a in attempts)
 
 
 def _create(path: Path, body: object) -> bool:

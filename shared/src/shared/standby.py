@@ -28,7 +28,12 @@ class Standby:
 
     def __init__(self, modules: Sequence[str], begin: Callable[[], None], work: Callable[[dict[str, str]], None]):
         read, self._write = os.pipe()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(read)
+            os.close(self._write)
+            raise
         if self.pid == 0:
             os.close(self._write)
             _wait(read, modules, begin, work)

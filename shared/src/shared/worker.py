@@ -38,7 +38,7 @@ class LannerWorker(Worker):  # type: ignore[misc]
         """Have a process wait for the next job; where none can be had, that job is forked when it comes."""
         if self.ahead:
             with suppress(OSError):
-                self.standby = Standby(self.ahead, self.setup_work_horse_signals, self._run_ahead)
+                self.standby = Standby(self.ahead, self._begin_ahead, self._run_ahead)
 
     def execute_job(self, job: Any, queue: Any) -> None:
         super().execute_job(job, queue)  # type: ignore[no-untyped-call]
@@ -51,6 +51,11 @@ class LannerWorker(Worker):  # type: ignore[misc]
             self._horse_pid = standby.pid
             return
         super().fork_work_horse(job, queue)  # type: ignore[no-untyped-call]
+
+    def _begin_ahead(self) -> None:
+        """In the process that is to wait: nothing of the worker's is kept, so that Redis sees it end when it does."""
+        self.setup_work_horse_signals()
+        self.connection.connection_pool.reset()
 
     def _run_ahead(self, told: dict[str, str]) -> None:
         """In the process that waited: what RQ does in one that it has just forked."""

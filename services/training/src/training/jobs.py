@@ -33,8 +33,8 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
         Stopped, Cancelled: asked to, with a checkpoint in ctx.work.
     """
     began = time.monotonic()
-    # Imported here, under the run lock: TensorFlow takes seconds, on a cold disk more than the keeper waits for an
-    # attempt to begin; and a worker that has touched it can't fork.
+    # Imported here, under the run lock, unless a process has waited with it: TensorFlow takes seconds, on a cold disk
+    # more than the keeper waits for an attempt to begin; and a worker that has touched it can't fork.
     from training import auto, device, fitting, publishing
     from training.speedrun.fitting import Speedrun
 
