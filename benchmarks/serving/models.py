@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from optimization.export import to_onnx
+from optimization.export import export
 from shared import artifacts
 from shared.datasets import Spec
 from shared.runtimes.onnx import OnnxSession
@@ -33,8 +33,8 @@ def tiny() -> keras.Model:
 def publish(root: Path, name: str, model: keras.Model, golden: int = 16) -> None:
     """golden: images of its golden batch."""
     staging = artifacts.stage(root, "j-bench")
-    to_onnx(model, staging / "model.onnx")
     images = np.random.default_rng(0).integers(0, 256, (golden, SPEC.size, SPEC.size, 3), np.uint8)
+    export(model, "onnx", "fp32", images, staging / "model.onnx")
     session = OnnxSession(staging / "model.onnx")
     np.savez(staging / "golden.npz", images=images, probabilities=session.run(images))
     session.close()

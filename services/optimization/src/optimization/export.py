@@ -16,6 +16,7 @@ import tensorflow as tf
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from optimization.layout import arrange, scaled_by_convolution
 from optimization.precision import Reader, to_fp16, to_int8
 from shared.runtimes import run_in_chunks
 from shared.runtimes.onnx import OnnxSession
@@ -39,10 +40,12 @@ def export(model: keras.Model, format: str, precision: str, calibration: np.ndar
     match format, precision:
         case "onnx", "fp32":
             to_onnx(model, path)
+            arrange(path)
         case "onnx", "int8":
             with tempfile.TemporaryDirectory() as folder:
                 exact = Path(folder) / "fp32.onnx"
                 to_onnx(model, exact)
+                arrange(exact)
                 quantize_onnx(exact, calibration, path)
         case "litert", ("fp32" | "fp16" | "int8"):
             to_litert(model, precision, calibration, path)
@@ -134,6 +137,7 @@ def to_litert(model: keras.Model, precision: str, calibration: np.ndarray, path:
         case "int8":
             calibration = calibration.astype(np.float32)
             calibration[0, 0, :2] = [[0.0], [255.0]]  # two pixels, so that the input's range is 0..255 in any sample
+            model = scaled_by_convolution(model)
             options = {"optimizations": [tf.lite.Optimize.DEFAULT],
                        "representative_dataset": lambda: ([image[None]] for image in calibration),
                        "target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]},
