@@ -3,13 +3,16 @@
 import dataclasses
 import http.client
 import io
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from inference.app import create_app
+from inference.front import Front
 from shared import artifacts
 from shared.runtimes.onnx import OnnxSession
 from shared.settings import Settings
@@ -186,3 +190,117 @@ def own_server(root: Path, valkey: Any) -> Iterator[Server]:
     yield server
     server.process.terminate()
     server.process.wait(20)
+
+
+IMAGE = png(RED)
+HEAD = f"POST /v1/models/colors/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(IMAGE)}"
+
+
+class Granian:
+    """In granian's place: notes what reaches it and ends the connection with an answer of its own."""
+
+    def __init__(self, path: Path):
+        self.seen: list[bytes] = []
+        self.patience_s = 0.3  # without a byte: then it answers
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(self.patience_s)
+                data = b""
+                try:
+                    while piece := connection.recv(1 << 16):
+                        data += piece
+                except TimeoutError:
+                    pass
+                if not data:  # the front asks whether somebody is there
+                    continue
+                self.seen.append(data)
+                with suppress(OSError):  # the front may have given it up
+                    connection.sendall(b"HTTP/1.1 299 granian\r\nContent-Length: 0\r\n\r\n")
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@pytest.fixture
+def granian(tmp_path: Path) -> Iterator[Granian]:
+    granian = Granian(tmp_path / "api.sock")
+    yield granian
+    granian.close()
+
+
+@pytest.fixture
+def front(app: Flask, serving: Any, granian: Granian, tmp_path: Path) -> Iterator[Front]:
+    front = Front(app.wsgi_app, tmp_path / "api.sock")  # type: ignore[arg-type]
+    front.port = free_port()  # type: ignore[attr-defined]
+    front.start("127.0.0.1", front.port, shared=False)  # type: ignore[attr-defined]
+    until(lambda: answers(front.port))  # type: ignore[attr-defined]
+    yield front
+    front.close()
+
+
+@pytest.fixture
+def connect(front: Front) -> Iterator[Callable[[], socket.socket]]:
+    made: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        made.append(socket.create_connection(("127.0.0.1", front.port), 20))  # type: ignore[attr-defined]
+        return made[-1]
+
+    yield connect
+    for connection in made:
+        connection.close()
+
+
+class Held:
+    """Keeps the Variant from running until `go`; notes how many images each run had."""
+
+    def __init__(self, app: Flask):
+        self.predictor = app.extensions["lanner"].loaded.resolve("colors", "production").loaded.predictor
+        self.go, self.running, self.batches = threading.Event(), threading.Event(), list[int]()
+        self._run = self.predictor._session.run
+        self.slow(1.0)  # it runs in a thread of its own
+        self.predictor._session.run = self.run
+
+    def slow(self, seconds: float) -> None:
+        """How long a run is taken to last."""
+        self.predictor._run_s = seconds
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        self.running.set()
+        assert self.go.wait(20)
+        self.batches.append(len(batch))
+        scores: np.ndarray = self._run(batch)
+        return scores
+
+
+@pytest.fixture
+def held(app: Flask, front: Front) -> Iterator[Held]:
+    held = Held(app)
+    yield held
+    held.go.set()
+
+
+def request(image: bytes = IMAGE, more: str = "") -> bytes:
+    return HEAD.replace(str(len(IMAGE)), str(len(image))).encode() + more.encode() + b"\r\n\r\n" + image
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response.status, dict(response.headers), response.read()
+
+
+def label(body: bytes) -> str:
+    found: str = json.loads(body)["predictions"][0]["top"][0]["label"]
+    return found

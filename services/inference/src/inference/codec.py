@@ -14,7 +14,7 @@ from werkzeug.formparser import FormDataParser
 
 from inference.body import Intake, read, read_json
 from shared.errors import Refused
-from shared.images import decode
+from shared.images import decode_into
 
 MAX_IMAGES = 256
 FEW = 64  # classes that are sorted sooner than the largest are picked
@@ -60,18 +60,16 @@ def weight(start: bytes, size: int) -> int:
 
 def decode_all(images: Sequence[Image], size: int) -> np.ndarray:
     """uint8 [N, size, size, 3] RGB. Raises Refused with the name of the image that can't be decoded."""
-    if len(images) == 1:
-        return _decode(images[0], size)[None]
     batch = np.empty((len(images), size, size, 3), np.uint8)
     for i, image in enumerate(images):
-        batch[i] = _decode(image, size)
+        _decode(image, batch[i])
     return batch
 
 
-def _decode(image: Image, size: int) -> np.ndarray:
+def _decode(image: Image, row: np.ndarray) -> None:
     name, data = image
     try:
-        return decode(data, size)
+        decode_into(data, row)
     except Refused as e:
         raise Refused(f"{name}: {e}", "bad_image") from None
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ class Connection(asyncio.Protocol):
         self._route: Route | None = None
         self._steps: Steps[Any] | None = None
         self._answer: Answer | None = None
+        self._asks = False  # a whole request is not answered yet
+        self.leaving: Callable[[], None] | None = None  # to be called when the client leaves before that
         self._holds_slot = self._full = self._last = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,7 +65,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._parts.append(data)
         self._got += len(data)
-        if self._steps is not None or self._full:
+        if self._asks or self._full:
             if self._got > AHEAD:
                 self._transport.pause_reading()
         elif self._got >= self._need:
@@ -75,22 +78,24 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._full = False
-        if self._steps is None:
+        if not self._asks:
             self._go_on()
 
     def eof_received(self) -> bool:
         """A client that has sent its end is taken for gone, unless it still owes a body: then it is told so."""
         route = self._route
-        if route is None or self._steps is not None:
+        if route is None or self._asks:
             return False
         self._last = True
-        self._fail(cut_off(self._got - self._body_at, route.size))
+        self.fail(cut_off(self._got - self._body_at, route.size))
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client is gone: what waits for its turn is not run."""
         self._front.open.discard(self)
         self._leave()
+        if self.leaving is not None:
+            self.leaving()
         if self._answer is not None:
             self._front.give_up(self._answer)
             if self._steps is not None:
@@ -110,7 +115,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         else:
             self._last = True
-            self._fail(stalled(self._front.stall_s))
+            self.fail(stalled(self._front.stall_s))
 
     def answered(self, answer: Answer) -> None:
         """By the front."""
@@ -142,11 +147,23 @@ class Connection(asyncio.Protocol):
         route, body = self._route, data[self._body_at:self._need]
         self._parts, self._got = ([data[self._need:]], len(data) - self._need) if len(data) > self._need else ([], 0)
         self._need = 0
-        if route.is_full():
+        lane = self._front.lane(route, body)
+        if route.is_full() or (lane is not None and lane.is_full()):
             self._write(*_busy(route.path))
             return
-        self._steps = route.steps(body)
-        self._take(Outcome(self._steps))
+        self._asks = True
+        if lane is None:
+            self.begin(route.steps(body))
+        else:
+            lane.take(self, route, route.asked, body)
+
+    def begin(self, steps: Steps[Any]) -> None:
+        """Answer the request by these."""
+        if self._transport.is_closing():
+            steps.close()
+            return
+        self._steps, self.leaving = steps, None
+        self._take(Outcome(steps))
 
     def _wait_for_body(self) -> None:
         self._heard = time.monotonic()
@@ -155,7 +172,7 @@ class Connection(asyncio.Protocol):
                 self._intake.enter()
             except Exception as e:
                 self._last = True
-                self._fail(e)
+                self.fail(e)
                 return
             self._holds_slot = True
 
@@ -177,7 +194,7 @@ class Connection(asyncio.Protocol):
             except Exception as e:
                 outcome = Outcome(steps, error=e)
         if outcome.error is not None:
-            self._fail(outcome.error)
+            self.fail(outcome.error)
         elif outcome.result is not None:
             self._write(200, *outcome.result)
 
@@ -192,7 +209,8 @@ class Connection(asyncio.Protocol):
         else:
             self._take(outcome)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Answer the request with what went wrong."""
         route = self._route
         assert route is not None
         self._write(*errors.form(route.path, *errors.explain(error, "POST", route.path)))
@@ -201,8 +219,14 @@ class Connection(asyncio.Protocol):
         route = self._route
         assert route is not None
         self._front.fast.api.meters.answered("POST", route.rule, status)
+        self.reply(status, body, headers)
+
+    def reply(self, status: int, body: bytes, headers: Headers) -> None:
+        """Send the answer, which is counted already, unless the client is gone; then go on with its next request."""
+        if self._transport.is_closing():
+            return
         self._transport.write(_answer(status, body, headers, self._front.fast.headers, self._last))
-        self._route = self._steps = None
+        self._route, self._steps, self._asks, self.leaving = None, None, False, None
         if self._last:
             self._transport.close()
         elif self._got or not self._transport.is_reading():
@@ -210,7 +234,7 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """With what came meanwhile."""
-        if not (self._full or self._steps is not None or self._transport.is_closing()):
+        if not (self._full or self._asks or self._transport.is_closing()):
             if self._got:
                 self._next()
             if not self._transport.is_reading():

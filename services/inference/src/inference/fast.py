@@ -38,7 +38,7 @@ Start = Callable[[str, Headers], Any]
 class Route:
     """What answers a request. size: of its body. steps: what the body goes through, to the answer and its headers.
 
-    is_full: whether any request would be turned away now, whatever its body.
+    is_full: whether any request would be turned away now, whatever its body. name, asked: of one image's prediction.
     """
 
     size: int
@@ -46,6 +46,8 @@ class Route:
     rule: str
     steps: Callable[[bytes], Steps[tuple[bytes, Headers]]]
     is_full: Callable[[], bool] = lambda: False
+    name: str = ""
+    asked: "Asked | None" = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class FastPath:
         if (size and (found := PREDICT.fullmatch(path)) and IMAGE.fullmatch(environ.get("CONTENT_TYPE", ""))
                 and (asked := _asked(environ.get("QUERY_STRING", ""))) is not None):
             return Route(size, path, predict.RULE, partial(self._predict, found[1], asked, trace),
-                         partial(self._is_full, found[1], asked))
+                         partial(self._is_full, found[1], asked), found[1], asked)
         if size and (found := INFER.fullmatch(path)) and environ.get("HTTP_ACCEPT_ENCODING") in (None, "identity"):
             version = int(found[2]) if found[2] else None
             return Route(size, path, infer.RULE if version is None else infer.VERSION_RULE,

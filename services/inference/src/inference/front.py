@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -27,6 +27,7 @@ from inference.body import PIECE, STALL_S
 from inference.connection import Connection, Pipe
 from inference.fast import FastPath, Route
 from inference.heads import environ_of
+from inference.lane import Lane
 from inference.predictor import Answer, Predictor
 from inference.steps import Ask
 
@@ -62,6 +63,7 @@ class Front:
         self.open: set[Connection | Pipe] = set()
         self._route = lru_cache(1024)(self._routed)
         self._asked: dict[Answer, Waits] = {}
+        self._lanes: dict[tuple[str, str], Lane] = {}  # by Name and alias that there have been
         self._to_run: list[Predictor] = []
         self._done: deque[Answer] = deque()
         self._called = False
@@ -99,6 +101,29 @@ class Front:
                 self.loop.call_soon(self._run)
             self._to_run.append(ask.predictor)
         return answer
+
+    def run(self, who: Waits, ask: Ask, since: Sequence[float]) -> Answer:
+        """Let it run now. Who asks has been told when this returns if it was soon over. since: as `Predictor.submit`'s.
+
+        Raises as that.
+        """
+        answer = ask.predictor.submit(ask.images, self.told, ask.deadline, ask.priority, ask.queue_s, since)
+        self._asked[answer] = who
+        self._called = True  # it is, below
+        ask.predictor.go()
+        self._deliver()
+        return answer
+
+    def lane(self, route: Route, body: bytes) -> Lane | None:
+        """Where a whole request is answered together with others; None where it goes the usual way."""
+        if route.asked is None:
+            return None
+        lane = self._lanes.get((route.name, route.asked.alias))
+        if lane is None:
+            if self.fast.api.loaded.pointed(route.name, route.asked.alias) is None:
+                return None
+            lane = self._lanes[route.name, route.asked.alias] = Lane(self, route.name, route.asked.alias)
+        return lane if lane.takes(body) else None
 
     def connecting(self, work: Coroutine[None, None, None]) -> None:
         """Let it go on; a task that nobody holds may vanish."""

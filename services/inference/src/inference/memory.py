@@ -11,12 +11,13 @@ import numpy as np
 
 from inference.metrics import Meters
 from inference.pace import Pace
-from inference.predictor import MAX_BATCH, Predictor
+from inference.predictor import INLINE_S, MAX_BATCH, Predictor
 from shared import artifacts
 from shared.datasets import Spec
 from shared.fitted import read_fit
 from shared.runtimes import open_session
 
+INLINE_ON_ONE_CORE_S = 0.005  # there a thread that runs what takes a few milliseconds only takes turns with the others
 QUIET_S = 0.02  # clients that ask without a pause are between two runs most of the time
 KEPT = 4  # Variants kept beside the pinned ones, the latest asked for, where no budget is set
 Key = tuple[str, str]  # model id, variant
@@ -155,6 +156,7 @@ class Memory:
             raise
         fitted = fit is not None and fit.device == session.device
         batch = min(fit.batch, MAX_BATCH) if fit and fitted else MAX_BATCH
-        predictor = Predictor(session, self._meters, f"{model} {variant}", batch)
+        inline_s = INLINE_S if self._threads > 1 else INLINE_ON_ONE_CORE_S
+        predictor = Predictor(session, self._meters, f"{model} {variant}", batch, inline_s)
         size = sum(entry["size"] for entry in manifest["files"].values())
         return Loaded(model, variant, digest, spec, session.device, predictor, size, threads, batch, fitted)

@@ -113,9 +113,9 @@ class Meters:
         """What this process counted."""
         return list(self.registry.collect())
 
-    def answered(self, method: str, route: str, code: int) -> None:
-        """Count a request. The route is a rule of the API, or "none"."""
-        self._child(self._requests, method, route, str(code)).inc()
+    def answered(self, method: str, route: str, code: int, requests: int = 1) -> None:
+        """Count requests. The route is a rule of the API, or "none"."""
+        self._child(self._requests, method, route, str(code)).inc(requests)
 
     def predicted(self, model: str, images: int) -> None:
         self._child(self._images, model).inc(images)

@@ -1,12 +1,14 @@
 """POST /v1/models/<name>/predict, the hot path: decode, submit, encode. Loading and batching are elsewhere."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 from flask import Blueprint, Response, request
 
 from inference.codec import Image, decode_all, images_of_request, top, weight
 from inference.context import Api, api
+from inference.loaded import Served
 from inference.scores import PRODUCTION, model_called, scores
 from inference.statistics import Timing
 from inference.steps import Steps, finish
@@ -37,11 +39,16 @@ def label(context: Api, timing: Timing, name: str, images: Sequence[Image], alia
     work = sum(weight(data[:32], len(data)) for _, data in images)
     served, found = yield from scores(context, timing, name, alias, version, variant,
                                       lambda size: decode_all(images, size), work)
-    loaded = served.loaded
-    body = orjson.dumps({"model": name, "version": served.version, "variant": loaded.variant, "digest": loaded.digest,
-                         "device": loaded.device, "predictions": top(found, loaded.spec.labels, k)})
+    body = render(name, served, top(found, served.loaded.spec.labels, k))
     context.meters.encode.observe(timing.encoding_s())
     return body
+
+
+def render(name: str, served: Served, predictions: list[dict[str, Any]]) -> bytes:
+    """The answer as JSON."""
+    loaded = served.loaded
+    return orjson.dumps({"model": name, "version": served.version, "variant": loaded.variant, "digest": loaded.digest,
+                         "device": loaded.device, "predictions": predictions})
 
 
 def _number(name: str) -> int | None:

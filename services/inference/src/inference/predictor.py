@@ -24,7 +24,7 @@ MAX_BATCH = 64
 MAX_WAITING = 4096  # images
 BUSY = "too many images wait already: send fewer at a time, or later"
 LAST = 1 << 63  # the priority of what has none
-INLINE_S = 0.001
+INLINE_S = 0.001  # a run that is over so soon is run by whoever asks
 SMOOTH = 0.1  # the weight of the latest run in what a run takes and has
 
 
@@ -48,6 +48,7 @@ class Run:
 class Answer:
     """Images that were asked about; once `done`, their scores, float32 [N, classes], how long they waited, and where.
 
+    since: when the request began to wait; also: when others did, whose images these are as well.
     turn: held until it is done, or until its thread shall run what waits (`leads`). None where no thread waits for it.
     told: called instead, when it is done, or is `gone` because its deadline passed.
     """
@@ -55,6 +56,7 @@ class Answer:
     images: np.ndarray
     deadline: float = float("inf")
     since: float = field(default_factory=time.monotonic)
+    also: Sequence[float] = ()
     scores: np.ndarray | None = None
     error: Exception | None = None
     run: Run | None = None
@@ -72,14 +74,14 @@ class Predictor:
     On a GPU that is always its own one: there runtimes set memory aside for each thread that they meet.
     """
 
-    def __init__(self, session: Session, meters: Meters, name: str, most: int = MAX_BATCH):
-        """most: images of several requests that run together; one request may have more."""
-        self.name, self._most = name, most
+    def __init__(self, session: Session, meters: Meters, name: str, most: int = MAX_BATCH, inline_s: float = INLINE_S):
+        """most: images of several requests that run together; one request may have more. inline_s: as INLINE_S."""
+        self.name, self.most = name, most
         self._session, self._meters, self._alone = session, meters, session.device == "cpu"
         self._lock = threading.Lock()  # guards the eight below
         self._waiting: list[tuple[int, int, Answer]] = []  # a heap: by priority, then as they came
         self._busy = self._closed = self._over = False
-        self._count, self._run_s, self._run_images = 0, 0.0, 1.0
+        self._count, self._run_s, self._run_images, self._inline_s = 0, 0.0, 1.0, inline_s
         self._owner: SimpleQueue[bool] | None = None  # of its thread: whether it leads now, or may end
         self._numbers = itertools.count()
         self.ended = threading.Event()  # the Session is closed
@@ -119,13 +121,15 @@ class Predictor:
         return mine
 
     def submit(self, images: np.ndarray, told: Callable[[Answer], None], deadline: float = float("inf"),
-               priority: int = LAST, queue_s: float = float("inf")) -> Answer:
+               priority: int = LAST, queue_s: float = float("inf"), since: Sequence[float] = ()) -> Answer:
         """As `answer`, without waiting, and nothing runs before `go`. told: may be called from any thread, must not
-        wait.
+        wait. since: when each request that has images among these began to wait; one that does so now, without it.
 
         Raises Closed, Unavailable or NotInTime, as `answer`.
         """
         mine = Answer(images, deadline, told=told)
+        if since:
+            mine.since, mine.also = since[0], since[1:]
         with self._lock:
             self._admit(mine, queue_s)
             heappush(self._waiting, (priority, next(self._numbers), mine))
@@ -144,9 +148,9 @@ class Predictor:
         if here:
             self._lead(self._collect())
 
-    def is_full(self, queue_s: float) -> bool:
-        """Whether an image would wait for longer than that, as far as can be told."""
-        return self._ahead_s() > queue_s
+    def is_full(self, queue_s: float, more: int = 0) -> bool:
+        """Whether an image behind `more` others would wait for longer than that, as far as can be told."""
+        return self._ahead_s(more) > queue_s
 
     def check(self, deadline: float, queue_s: float) -> None:
         """Raises what `answer` would for one image, before it is decoded."""
@@ -156,7 +160,7 @@ class Predictor:
     @property
     def is_quick(self) -> bool:
         """Whether runs are over so soon that whoever asks runs them, whatever else it could do meanwhile."""
-        return self._alone and self._run_s < INLINE_S
+        return self._alone and self._run_s < self._inline_s
 
     @property
     def images(self) -> int:
@@ -176,7 +180,7 @@ class Predictor:
             self.ended.wait()
 
     def _admit(self, mine: Answer, queue_s: float) -> None:
-        self._check(mine.since, len(mine.images), mine.deadline, queue_s)
+        self._check(time.monotonic(), len(mine.images), mine.deadline, queue_s)
         self._count += len(mine.images)
 
     def _check(self, now: float, more: int, deadline: float, queue_s: float) -> None:
@@ -188,9 +192,12 @@ class Predictor:
         if self._count + more > MAX_WAITING or self._ahead_s() > min(deadline - now, queue_s):
             raise Unavailable(BUSY, "busy")
 
-    def _ahead_s(self) -> float:
-        """Until the run of what comes now begins: as long as a run takes lately, in proportion for more images."""
-        return self._run_s * max(1.0, self._count / self._run_images) if self._count else 0.0
+    def _ahead_s(self, more: int = 0) -> float:
+        """Until the run of what comes behind `more` images begins: as long as a run takes lately, in proportion for
+        more images.
+        """
+        count = self._count + more
+        return self._run_s * max(1.0, count / self._run_images) if count else 0.0
 
     def _wait(self, mine: Answer) -> None:
         """Until it is done, or until this thread has run what waited, this one too unless more urgent ones came."""
@@ -246,7 +253,7 @@ class Predictor:
         batch, images = [], 0
         with self._lock:
             self._drop()
-            while self._waiting and (not batch or images + len(self._waiting[0][2].images) <= self._most):
+            while self._waiting and (not batch or images + len(self._waiting[0][2].images) <= self.most):
                 batch.append(heappop(self._waiting)[2])
                 images += len(batch[-1].images)
                 self._drop()
@@ -286,7 +293,8 @@ class Predictor:
             self._count -= count
             self._run_s += (took - self._run_s) * SMOOTH
             self._run_images += (count - self._run_images) * SMOOTH
-        self._meters.ran(count, took, [began - a.since for a in batch], error is None)
+        waited = [began - since for a in batch for since in (a.since, *a.also)]
+        self._meters.ran(count, took, waited, error is None)
         start = 0
         for a in batch:
             a.run, a.waited_ns, a.error = run, int(1e9 * (began - a.since)), error

@@ -22,6 +22,10 @@ def model_called(name: str, alias: str) -> str:
     return name if alias == PRODUCTION else f"{name}@{alias}"
 
 
+def late(patience_s: float) -> Unavailable:
+    return Unavailable(f"no answer within {patience_s:g} s: send fewer images, or later", "deadline")
+
+
 def scores(context: Api, timing: Timing, name: str, alias: str, version: int | None, variant: str | None,
            batch_of: Callable[[int], np.ndarray], weight: int, patience_s: float = DEADLINE_S,
            priority: int = LAST) -> Steps[tuple[Served, np.ndarray]]:
@@ -51,7 +55,7 @@ def scores(context: Api, timing: Timing, name: str, alias: str, version: int | N
             if time.monotonic() > deadline:
                 raise Unavailable(f"{name} is being replaced", "busy") from None
         except NotInTime:
-            raise Unavailable(f"no answer within {patience_s:g} s: send fewer images, or later", "deadline") from None
+            raise late(patience_s) from None
         else:
             assert answer is not None
             timing.computed(answer, len(batch))

@@ -8,12 +8,12 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
 from typing import Any
 
-from inference.predictor import Answer
+from inference.predictor import Answer, Run
 
 RECENT = 20_000  # requests whose time is kept
 Model = tuple[str, int]  # what clients call it, NAME or NAME@ALIAS; the version that answers
@@ -158,6 +158,27 @@ class Statistics:
         took.sort()
         return took[math.ceil(0.99 * len(took)) - 1] / 1e6 if took else None
 
+    def together(self, model: Model, began: Sequence[int], input_ns: Sequence[int], answer: Answer,
+                 answered: int) -> None:
+        """Count requests of one image each that ran as one Answer and are answered now; as `end`, once for all.
+
+        began: of each, ns of time.monotonic_ns(); input_ns: what its decoding took; answered: when the Answer came.
+        """
+        run, now, count = answer.run, time.monotonic_ns(), len(began)
+        assert run is not None
+        took, decoding, queued = count * now - sum(began), sum(input_ns), answer.waited_ns
+        with self._lock:
+            figures = self._models.setdefault(model, Figures())
+            self._recent.extend((now, now - one) for one in began)
+            figures.last_ms = int(time.time() * 1000)
+            figures.images += count
+            figures.success.add(took, count)
+            figures.queue.add(queued, count)
+            figures.input.add(decoding, count)
+            figures.infer.add(count * sum(ns for _, ns in run.pieces), count)
+            figures.output.add(now - answered, count)
+            _count_run(figures, run, decoding, now - answered)
+
     def end(self, timing: Timing, failed: bool) -> None:
         figures, answer, now = timing.figures, timing.answer, time.monotonic_ns()
         if figures is None:
@@ -176,13 +197,18 @@ class Statistics:
             figures.input.add(timing.input_ns)
             figures.infer.add(sum(ns for _, ns in run.pieces))
             figures.output.add(output_ns)
-            first = figures.of_size(run.pieces[0][0])
-            first.input.add(timing.input_ns, 0)
-            first.output.add(output_ns, 0)
-            for size, ns in run.pieces if not run.counted else ():
-                figures.executions += 1
-                batches = figures.of_size(size)
-                batches.infer.add(ns)
-                batches.input.count += 1
-                batches.output.count += 1
-            run.counted = True
+            _count_run(figures, run, timing.input_ns, output_ns)
+
+
+def _count_run(figures: Figures, run: Run, input_ns: int, output_ns: int) -> None:
+    """Add what requests took to decode and to encode to their run, and the run itself if nobody has."""
+    first = figures.of_size(run.pieces[0][0])
+    first.input.add(input_ns, 0)
+    first.output.add(output_ns, 0)
+    for size, ns in run.pieces if not run.counted else ():
+        figures.executions += 1
+        batches = figures.of_size(size)
+        batches.infer.add(ns)
+        batches.input.count += 1
+        batches.output.count += 1
+    run.counted = True
