@@ -43,12 +43,18 @@ class Turns:
         self._go.set()
 
 
-def together(front: Front, connect: Callable[[], socket.socket], requests: list[bytes]) -> list[tuple[int, bytes]]:
-    """Status and body of requests that come at one time, each on a connection of its own."""
-    connections = [connect() for _ in requests]
+def accepted(front: Front, connect: Callable[[], socket.socket], count: int) -> list[socket.socket]:
+    """New connections that the loop reads from."""
+    connections = [connect() for _ in range(count)]
     ports = {connection.getsockname()[1] for connection in connections}
     until(lambda: ports <= {c._transport.get_extra_info("peername")[1] for c in list(front.open)
                             if isinstance(c, Connection)})
+    return connections
+
+
+def together(front: Front, connect: Callable[[], socket.socket], requests: list[bytes]) -> list[tuple[int, bytes]]:
+    """Status and body of requests that come at one time, each on a connection of its own."""
+    connections = accepted(front, connect, len(requests))
     turn = Turns(front)
     for connection, content in zip(connections, requests, strict=True):
         connection.sendall(content)
@@ -135,7 +141,7 @@ def test_a_variant_that_is_replaced_before_the_turn_ends_does_not_answer(
     publish_model(root, "colors", "m-next")
     version = artifacts.versions(root, "colors")
     (next_version,) = [number for number, model in version.items() if model == "m-next"]
-    connections = [connect() for _ in range(3)]
+    connections = accepted(front, connect, 3)
     turn = Turns(front)
     for connection in connections:
         connection.sendall(jpeg(IMAGES[BLUE]))
@@ -176,7 +182,7 @@ def test_of_a_group_nobody_computes_for_those_who_all_left(connect: Callable[[],
     assert held.running.wait(10)
     groups = []
     for _ in range(2):
-        group = [connect() for _ in range(3)]
+        group = accepted(front, connect, 3)
         turn, before = Turns(front), held.predictor.images
         for connection in group:
             connection.sendall(jpeg(IMAGES[GREEN]))
