@@ -148,14 +148,17 @@ class Connection(asyncio.Protocol):
         self._parts, self._got = ([data[self._need:]], len(data) - self._need) if len(data) > self._need else ([], 0)
         self._need = 0
         lane = self._front.lane(route, body)
-        if route.is_full() or (lane is not None and lane.is_full()):
-            self._write(*_busy(route.path))
-            return
-        self._asks = True
         if lane is None:
-            self.begin(route.steps(body))
+            if route.is_full():
+                self._write(*_busy(route.path))
+            else:
+                self._asks = True
+                self.begin(route.steps(body))
+        elif lane.refuses():
+            self.reply(*_busy(route.path))
         else:
-            lane.take(self, route, route.asked, body)
+            self._asks = True
+            lane.take(self, route, body)
 
     def begin(self, steps: Steps[Any]) -> None:
         """Answer the request by these."""

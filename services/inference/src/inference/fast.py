@@ -38,7 +38,8 @@ Start = Callable[[str, Headers], Any]
 class Route:
     """What answers a request. size: of its body. steps: what the body goes through, to the answer and its headers.
 
-    is_full: whether any request would be turned away now, whatever its body. name, asked: of one image's prediction.
+    is_full: whether any request would be turned away now, whatever its body. name, asked: of one image's prediction,
+    None where the request is another.
     """
 
     size: int

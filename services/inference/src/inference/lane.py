@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inference.codec import top, weight
-from inference.fast import IS_JSON, Asked, Route
+from inference.fast import IS_JSON, Route
 from inference.loaded import Served
 from inference.predict import RULE, render
 from inference.predictor import SMOOTH, Answer
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from inference.connection import Connection
     from inference.front import Front
 
+NEXT_S = 0.001  # a turn that begins so soon after the last one has found its requests waiting
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -35,9 +37,12 @@ class Request:
     connection: "Connection"
     route: Route
     body: bytes
-    top_k: int
     began: int
     input_ns: int = 0
+
+    @property
+    def top_k(self) -> int:
+        return self.route.asked.top_k
 
     def go_the_usual_way(self) -> None:
         self.connection.begin(self.route.steps(self.body))
@@ -50,34 +55,55 @@ class Lane:
         self.front, self.api, self.name, self._alias = front, front.fast.api, name, alias
         self.model = model_called(name, alias)
         self._queue_s = self.api.settings.queue_ms / 1000 or float("inf")
-        self._waiting: list[Request] = []
+        self._waiting: list[Request] = []  # of this turn, as the three below
+        self._refused, self._full, self._begun = 0, False, False
         self._decode_s = 0.0  # lately, of an image
+        self._ended, self._took_s, self._unread_s = 0.0, 0.0, 0.0
 
     def takes(self, body: bytes) -> bool:
         """Whether an image can be answered here: it is small, what answers is loaded, nobody but the client is told."""
         return (self._served() is not None and weight(body[:32], len(body)) <= LIGHT
                 and not self.api.shadow.share and self.api.statistics.ended is None)
 
-    def is_full(self) -> bool:
-        """Whether one more would wait for longer than QUEUE_MS, as far as can be told; it is counted as refused."""
-        served, waiting = self._served(), len(self._waiting)
-        if served is None or not served.loaded.predictor.is_full(self._queue_s - waiting * self._decode_s, waiting):
-            return False
-        self.api.statistics.refused((self.model, served.version))
-        return True
+    def refuses(self) -> bool:
+        """Whether one more would wait for longer than QUEUE_MS, as far as can be told; then it is counted as refused.
 
-    def take(self, connection: "Connection", route: Route, asked: Asked, body: bytes) -> None:
+        Once a turn is full it stays so: most that is asked of an overloaded host ends here, and must cost little.
+        """
+        if self._queue_s == float("inf"):
+            return False
+        if not self._full:
+            self._begin()
+            served, waiting = self._served(), len(self._waiting)
+            left_s = self._queue_s - self._unread_s - waiting * self._decode_s
+            self._full = served is not None and served.loaded.predictor.is_full(left_s, waiting)
+        self._refused += self._full
+        return self._full
+
+    def take(self, connection: "Connection", route: Route, body: bytes) -> None:
         """Let it run with the others of this turn."""
-        if not self._waiting:
-            self.front.loop.call_soon(self._answer)
-        self._waiting.append(Request(connection, route, body, asked.top_k, time.monotonic_ns()))
+        self._begin()
+        self._waiting.append(Request(connection, route, body, time.monotonic_ns()))
 
     def _served(self) -> Served | None:
         return self.api.loaded.pointed(self.name, self._alias)
 
-    def _answer(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        served = self._served()
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            # What comes while a turn ends is read when it has: half of that time ago, as far as can be told.
+            self._unread_s = self._took_s / 2 if time.monotonic() - self._ended < NEXT_S else 0.0
+            self.front.loop.call_soon(self._end)
+
+    def _end(self) -> None:
+        """Of the turn."""
+        began = time.monotonic()
+        waiting, refused, served = self._waiting, self._refused, self._served()
+        self._waiting, self._refused, self._full, self._begun = [], 0, False, False
+        if refused:
+            self.api.meters.answered("POST", RULE, 503, refused)
+            if served is not None:
+                self.api.statistics.refused((self.model, served.version), refused)
         if served is None:
             for request in waiting:
                 request.go_the_usual_way()
@@ -85,6 +111,8 @@ class Lane:
         most = served.loaded.predictor.most
         for start in range(0, len(waiting), most):
             self._run(served, waiting[start:start + most])
+        self._ended = time.monotonic()
+        self._took_s = self._ended - began
 
     def _run(self, served: Served, requests: Sequence[Request]) -> None:
         """At most as many as the Predictor runs together."""

@@ -140,10 +140,10 @@ class Statistics:
                 before.pending -= 1
             return figures
 
-    def refused(self, model: Model) -> None:
-        """Count a request that was turned away at the door."""
+    def refused(self, model: Model, requests: int = 1) -> None:
+        """Count requests that were turned away at the door."""
         with self._lock:
-            self._models.setdefault(model, Figures()).fail.add(0)
+            self._models.setdefault(model, Figures()).fail.add(0, requests)
 
     def snapshot(self) -> dict[Model, Figures]:
         """A copy, of one moment."""

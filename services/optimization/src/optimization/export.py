@@ -47,8 +47,10 @@ def export(model: keras.Model, format: str, precision: str, calibration: np.ndar
                 to_onnx(model, exact)
                 arrange(exact)
                 quantize_onnx(exact, calibration, path)
-        case "litert", ("fp32" | "fp16" | "int8"):
+        case "litert", ("fp32" | "fp16"):
             to_litert(model, precision, calibration, path)
+        case "litert", "int8":
+            to_litert(scaled_by_convolution(model), precision, calibration, path)
         case "tensorrt", "fp32":
             to_onnx(model, path)
         case "tensorrt", "fp16":
@@ -137,7 +139,6 @@ def to_litert(model: keras.Model, precision: str, calibration: np.ndarray, path:
         case "int8":
             calibration = calibration.astype(np.float32)
             calibration[0, 0, :2] = [[0.0], [255.0]]  # two pixels, so that the input's range is 0..255 in any sample
-            model = scaled_by_convolution(model)
             options = {"optimizations": [tf.lite.Optimize.DEFAULT],
                        "representative_dataset": lambda: ([image[None]] for image in calibration),
                        "target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]},
