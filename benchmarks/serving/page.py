@@ -67,9 +67,18 @@ def floor(run: Row) -> list[str]:
     for c, batch in ((1, 1), (16, 64), (64, 64)):
         took = 1e6 / _median(run, FLOOR, c, "per_s") + 1e6 / per_s[f"engine, batch {batch}"]
         bounds.append(f"{1e6 / took / _median(run, 'flask', c, 'per_s'):.1f}")
+    least = 1 / _median(run, FLOOR, 64, "per_s")
+    small = next(median(row["per_s"]) for row in run["engine"]
+                 if (row["network"], row["what"]) == ("small", "engine, batch 64"))
+    turning = [f"{1 - 2 * median(row['capacity']) * least:.2f} of the peak for `{row['network']}`"
+               for row in run.get("overload", {}).get("rows", [])]
+    told = [f"On the one core that the aims give to the server it alone leaves {1 / (1 + small * least):.2f} of the "
+            "engine's images/s to `small` by JPEG, before one is decoded; and turning away two thirds of three times "
+            f"the capacity, each in its time a request, leaves {', '.join(turning)}."] if turning else []
     return [f"`{NAMES[FLOOR]}` reads each request in an event loop and sends a fixed answer. Its time and the "
             "engine's, which decode no image, choose no model, count nothing and write no answer, add up to "
-            f"{', '.join(bounds)} times Flask's requests/s at c = 1, 16, 64: what is left of 10 times is for all that."]
+            f"{', '.join(bounds)} times Flask's requests/s at c = 1, 16, 64: what is left of 10 times is for all that.",
+            *told]
 
 
 def aims(run: Row) -> str:

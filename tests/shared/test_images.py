@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from shared.errors import Refused
-from shared.images import SHORT, decode, decode_sized, measure
+from shared.images import ORIENTATION, SHORT, decode, decode_into, decode_sized, measure
 
 CORNERS = np.zeros((48, 64, 3), np.uint8)  # red, green; blue, white
 CORNERS[:24, :32], CORNERS[:24, 32:], CORNERS[24:, :32], CORNERS[24:, 32:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), 255
@@ -21,6 +21,12 @@ def encode(image: Image.Image, format: str, **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, format, **options)
     return out.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
 
 
 def names(pixels: np.ndarray) -> list[str]:
@@ -84,9 +90,7 @@ def test_cmyk_becomes_rgb() -> None:
     (5, ["red", "blue", "green", "white"]), (6, ["blue", "red", "white", "green"]),
     (7, ["white", "green", "blue", "red"]), (8, ["green", "white", "red", "blue"])])
 def test_exif_orientation_is_applied(format: str, orientation: int, upright: list[str]) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(Image.fromarray(CORNERS), format, exif=exif)
+    data = encode(Image.fromarray(CORNERS), format, exif=turned(orientation))
     pixels, width, height = decode_sized(data, 32)
     assert names(pixels) == upright
     assert (width, height) == ((48, 64) if orientation > 4 else (64, 48))
@@ -144,6 +148,19 @@ def test_a_jpeg_decoded_small_agrees_with_one_decoded_whole() -> None:
     photo = Image.fromarray(small).resize((1600, 1200), Image.Resampling.BICUBIC)
     jpeg, png = decode(encode(photo, "JPEG", quality=95), 64), decode(encode(photo, "PNG"), 64)
     assert abs(jpeg.astype(int) - png.astype(int)).mean() < 2
+
+
+@pytest.mark.parametrize("image", [
+    encode(Image.fromarray(CORNERS[:, 8:56]), "JPEG"), encode(Image.fromarray(CORNERS[:, 8:56]), "PNG"),
+    encode(Image.fromarray(CORNERS), "JPEG"), encode(Image.fromarray(CORNERS[:, 8:56, 0]), "JPEG"),
+    encode(Image.fromarray(CORNERS[:, 8:56]), "JPEG", exif=turned(6)),
+    encode(Image.fromarray(CORNERS[:, 8:56]).convert("CMYK"), "JPEG")],
+    ids=["JPEG", "PNG", "another size", "grey", "turned", "CMYK"])
+def test_a_row_of_a_batch_gets_what_decode_gives_and_its_neighbours_nothing(image: bytes) -> None:
+    batch = np.full((3, 48, 48, 3), 77, np.uint8)
+    decode_into(image, batch[1])
+    assert np.array_equal(batch[1], decode(image, 48))
+    assert (batch[[0, 2]] == 77).all()
 
 
 def test_the_same_bytes_give_the_same_pixels() -> None:
