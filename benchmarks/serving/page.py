@@ -70,7 +70,7 @@ def floor(run: Row) -> list[str]:
     least = 1 / _median(run, FLOOR, 64, "per_s")
     small = next(median(row["per_s"]) for row in run["engine"]
                  if (row["network"], row["what"]) == ("small", "engine, batch 64"))
-    turning = [f"{1 - 2 * median(row['capacity']) * least:.2f} of the peak for `{row['network']}`"
+    turning = [f"{1 - 2 * median(row['capacity']) * least:.2f} of the capacity for `{row['network']}`"
                for row in run.get("overload", {}).get("rows", [])]
     told = [f"On the one core that the aims give to the server it alone leaves {1 / (1 + small * least):.2f} of the "
             "engine's images/s to `small` by JPEG, before one is decoded; and turning away two thirds of three times "

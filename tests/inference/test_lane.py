@@ -87,7 +87,8 @@ def test_what_one_turn_reads_runs_as_one_and_is_counted_one_by_one(
     context = app.extensions["lanner"]
     figures = context.statistics.snapshot()["colors", 1]
     assert (figures.success.count, figures.fail.count, figures.images, figures.executions) == (12, 0, 12, 1)
-    assert figures.success.ns >= figures.input.ns + figures.queue.ns + figures.output.ns
+    assert figures.success.ns >= figures.input.ns + figures.queue.ns + figures.infer.ns + figures.output.ns
+    assert figures.queue.ns >= 11 * figures.input.ns  # each waits for the decoding of the eleven others
     assert (figures.queue.count, figures.input.count, figures.infer.count, figures.output.count) == (12, 12, 12, 12)
     assert figures.infer.ns == 12 * figures.batches[12].infer.ns
     assert (figures.pending, figures.batches[12].infer.count) == (0, 1)
@@ -176,7 +177,7 @@ def test_a_predictor_that_closes_in_the_turn_sends_all_the_usual_way(front: Fron
 
 
 def test_of_a_group_nobody_computes_for_those_who_all_left(connect: Callable[[], socket.socket], front: Front,
-                                                           held: Held) -> None:
+                                                           held: Held, app: Flask) -> None:
     first = connect()
     first.sendall(jpeg(IMAGES[RED]))
     assert held.running.wait(10)
@@ -189,6 +190,7 @@ def test_of_a_group_nobody_computes_for_those_who_all_left(connect: Callable[[],
         turn.end()
         until(lambda before=before: held.predictor.images == before + 3)
         groups.append(group)
+    assert app.extensions["lanner"].statistics.snapshot()["colors", 1].pending == 7
     waiting = [waits for _, _, waits in sorted(held.predictor._waiting, key=lambda w: w[:2])]
     for connection in (*groups[0], groups[1][0]):  # all of one group, one of the other
         connection.close()
@@ -197,6 +199,8 @@ def test_of_a_group_nobody_computes_for_those_who_all_left(connect: Callable[[],
     assert [answer(c)[0] for c in (first, *groups[1][1:])] == [200, 200, 200]
     assert held.batches == [1, 3]
     until(lambda: held.predictor.images == 0)
+    figures = app.extensions["lanner"].statistics.snapshot()["colors", 1]
+    assert (figures.success.count, figures.fail.count, figures.pending) == (3, 4, 0)
 
 
 def test_a_group_that_waits_past_its_deadline_is_told_so(connect: Callable[[], socket.socket], held: Held, app: Flask,
@@ -208,3 +212,17 @@ def test_a_group_that_waits_past_its_deadline_is_told_so(connect: Callable[[], s
     assert (status, json.loads(body)["error"]["code"]) == (503, "deadline")
     figures = app.extensions["lanner"].statistics.snapshot()["colors", 1]
     assert (figures.fail.count, figures.pending) == (1, 0)
+
+
+def test_whatever_fails_in_a_turn_each_is_answered_once(front: Front, connect: Callable[[], socket.socket], app: Flask,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args) -> None:
+        raise MemoryError("none left")
+
+    for what in ("decode_into", "render"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"inference.lane.{what}", fails)
+            assert [status for status, _ in together(front, connect, [jpeg(IMAGES[RED])] * 3)] == [500] * 3
+    assert [status for status, _ in together(front, connect, [jpeg(IMAGES[RED])] * 3)] == [200] * 3
+    figures = app.extensions["lanner"].statistics.snapshot()["colors", 1]
+    assert (figures.success.count, figures.fail.count, figures.pending) == (3, 6, 0)

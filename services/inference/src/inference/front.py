@@ -105,13 +105,18 @@ class Front:
     def run(self, who: Waits, ask: Ask, since: Sequence[float]) -> Answer:
         """Let it run now. Who asks has been told when this returns if it was soon over. since: as `Predictor.submit`'s.
 
-        Raises as that.
+        Raises as that; then nobody is told.
         """
         answer = ask.predictor.submit(ask.images, self.told, ask.deadline, ask.priority, ask.queue_s, since)
         self._asked[answer] = who
         self._called = True  # it is, below
-        ask.predictor.go()
-        self._deliver()
+        try:
+            ask.predictor.go()
+        except BaseException:
+            self.give_up(answer)
+            raise
+        finally:
+            self._deliver()
         return answer
 
     def lane(self, route: Route, body: bytes) -> Lane | None:
@@ -184,15 +189,21 @@ class Front:
         while self._done:
             answer = self._done.popleft()
             if (who := self._asked.pop(answer, None)) is not None:
-                who.answered(answer)
+                self._tell(who, answer)
+
+    def _tell(self, who: Waits, answer: Answer) -> None:
+        try:
+            who.answered(answer)
+        except Exception:  # of one request: the others are answered all the same
+            log.exception("an answer could not be passed on")
 
     def _sweep(self) -> None:
         """Give up what is late though what runs before it is not over."""
+        self.loop.call_later(SWEEP_S, self._sweep)
         now = time.monotonic()
         for answer, who in [(a, who) for a, who in self._asked.items() if a.deadline < now]:
             self.give_up(answer)
-            who.answered(answer)
-        self.loop.call_later(SWEEP_S, self._sweep)
+            self._tell(who, answer)
 
     def _look(self) -> None:
         """Give up requests whose clients have stopped sending: each keeps others from sending theirs."""

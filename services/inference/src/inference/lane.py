@@ -6,9 +6,11 @@ code and data leave the processor's caches, and what is counted is counted once.
 goes that way instead, and fails there.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,35 +19,42 @@ from inference.codec import top, weight
 from inference.fast import IS_JSON, Route
 from inference.loaded import Served
 from inference.predict import RULE, render
-from inference.predictor import SMOOTH, Answer
+from inference.predictor import SMOOTH, Answer, Closed, NotInTime
 from inference.scores import DEADLINE_S, LIGHT, late, model_called
 from inference.steps import Ask
-from shared.errors import LannerError
+from shared.errors import Refused, Unavailable
 from shared.images import decode_into
 
 if TYPE_CHECKING:
     from inference.connection import Connection
     from inference.front import Front
 
+log = logging.getLogger("lanner.lane")
 NEXT_S = 0.001  # a turn that begins so soon after the last one has found its requests waiting
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """began: when it was whole; input_ns: what its decoding took."""
+    """began: when it was whole; input_ns: what decoding took; over: it is answered, or elsewhere; left: by its client.
+    """
 
     connection: "Connection"
     route: Route
     body: bytes
     began: int
     input_ns: int = 0
+    over: bool = False
+    left: bool = False
 
     @property
     def top_k(self) -> int:
+        assert self.route.asked is not None
         return self.route.asked.top_k
 
     def go_the_usual_way(self) -> None:
-        self.connection.begin(self.route.steps(self.body))
+        if not self.over:
+            self.over = True
+            self.connection.begin(self.route.steps(self.body))
 
 
 class Lane:
@@ -115,73 +124,105 @@ class Lane:
         self._took_s = self._ended - began
 
     def _run(self, served: Served, requests: Sequence[Request]) -> None:
-        """At most as many as the Predictor runs together."""
-        size, whole = served.loaded.spec.size, list[Request]()
-        images = np.empty((len(requests), size, size, 3), np.uint8)
+        """At most as many as the Predictor runs together; whatever happens, each is answered."""
+        group = Group(self, served)
+        try:
+            deadline = requests[0].began / 1e9 + DEADLINE_S
+            served.loaded.predictor.check(deadline, self._queue_s)
+            images, group.requests = self._decoded(requests, served.loaded.spec.size)
+            if not group.requests:
+                return
+            since = [(r.began + r.input_ns) / 1e9 for r in group.requests]  # what passed besides decoding is waiting
+            answer = self.front.run(group, Ask(served.loaded.predictor, images, deadline, queue_s=self._queue_s), since)
+        except (Closed, NotInTime, Unavailable):  # which is said there to each, or it is asked anew
+            for request in requests:
+                request.go_the_usual_way()
+        except Exception as e:
+            log.exception("predictions failed")
+            group.fail(e, requests)
+        else:
+            if not answer.done:
+                group.wait(answer)
+
+    def _decoded(self, requests: Sequence[Request], size: int) -> tuple[np.ndarray, list[Request]]:
+        """uint8 [N, size, size, 3] and the requests that these are of; the others go the usual way."""
+        images, whole = np.empty((len(requests), size, size, 3), np.uint8), list[Request]()
         for request in requests:
             began = time.monotonic_ns()
             try:
                 decode_into(request.body, images[len(whole)])
-            except LannerError:
+            except Refused:
                 request.go_the_usual_way()
                 continue
             request.input_ns = time.monotonic_ns() - began
             whole.append(request)
-        if not whole:
-            return
-        self._decode_s += (sum(r.input_ns for r in whole) / 1e9 / len(whole) - self._decode_s) * SMOOTH
-        since = [(r.began + r.input_ns) / 1e9 for r in whole]  # what passed besides decoding is waiting
-        ask = Ask(served.loaded.predictor, images[:len(whole)], time.monotonic() + DEADLINE_S, queue_s=self._queue_s)
-        group = Group(self, served, whole)
-        try:
-            answer = self.front.run(group, ask, since)
-        except Exception:  # Closed, Unavailable, NotInTime: said there to each
-            for request in whole:
-                request.go_the_usual_way()
-            return
-        if not answer.done:
-            group.wait(answer)
+        if whole:
+            self._decode_s += (sum(r.input_ns for r in whole) / 1e9 / len(whole) - self._decode_s) * SMOOTH
+        return images[:len(whole)], whole
 
 
 class Group:
     """Requests whose images run as one."""
 
-    def __init__(self, lane: Lane, served: Served, requests: Sequence[Request]):
-        self._lane, self._served, self._requests, self._left = lane, served, requests, 0
+    def __init__(self, lane: Lane, served: Served):
+        self._api, self._name, self._served = lane.api, lane.name, served
+        self._front, self._model = lane.front, (lane.model, served.version)
+        self.requests: list[Request] = []
+        self._waits = False
 
     def wait(self, answer: Answer) -> None:
         """Nobody computes for them any more once all of their clients have left."""
-        for request in self._requests:
-            request.connection.leaving = lambda: self._leave(answer)
+        self._waits = True
+        self._api.statistics.waiting(self._model, len(self.requests))
+        for request in self.requests:
+            request.connection.leaving = partial(self._leave, request, answer)
 
-    def _leave(self, answer: Answer) -> None:
-        self._left += 1
-        if self._left == len(self._requests):
-            self._lane.front.give_up(answer)
+    def _leave(self, request: Request, answer: Answer) -> None:
+        request.left = True
+        self._api.statistics.waiting(self._model, -1)
+        self._api.statistics.failed(self._model, [request.began])
+        if all(r.left for r in self.requests):
+            self._front.give_up(answer)
 
     def answered(self, answer: Answer) -> None:
         """By the front."""
-        if answer.scores is not None:
-            self._reply(answer, answer.scores)
+        if self._waits:
+            self._api.statistics.waiting(self._model, -sum(not r.left for r in self.requests))
+        if answer.scores is None:
+            self.fail(answer.error or late(DEADLINE_S), self.requests)
             return
-        for request in self._requests:
-            if answer.done:  # the runtime failed, which is said there to each
-                request.go_the_usual_way()
-            else:
-                self._lane.api.statistics.refused((self._lane.model, self._served.version))
-                request.connection.fail(late(DEADLINE_S))
-
-    def _reply(self, answer: Answer, scores: np.ndarray) -> None:
-        began, lane, served, requests = time.monotonic_ns(), self._lane, self._served, self._requests
-        meters, count = lane.api.meters, len(requests)
-        found = top(scores, served.loaded.spec.labels, max(r.top_k for r in requests))
-        bodies = [render(lane.name, served, [{"top": one["top"][:r.top_k]}])
-                  for one, r in zip(found, requests, strict=True)]
-        input_ns = [r.input_ns for r in requests]
-        lane.api.statistics.together((lane.model, served.version), [r.began for r in requests], input_ns, answer, began)
-        meters.decode.observe(*(ns / 1e9 for ns in input_ns))
-        meters.encode.observe(*[(time.monotonic_ns() - began) / 1e9 / count] * count)
-        meters.predicted(lane.name, count)
-        meters.answered("POST", RULE, 200, count)
-        for request, body in zip(requests, bodies, strict=True):
+        began = time.monotonic_ns()
+        try:
+            bodies = self._bodies(answer.scores)
+        except Exception as e:  # whatever happens is an answer
+            log.exception("answers could not be written")
+            self.fail(e, self.requests)
+            return
+        told = [(r, body) for r, body in zip(self.requests, bodies, strict=True) if not r.left]
+        self._count(answer, began, [r for r, _ in told])
+        for request, body in told:
+            request.over = True
             request.connection.reply(200, body, IS_JSON)
+
+    def fail(self, error: Exception, requests: Sequence[Request]) -> None:
+        """Tell it to all that are not answered and have not gone the usual way."""
+        failed = [r for r in requests if not (r.over or r.left)]
+        self._api.statistics.failed(self._model, [r.began for r in failed])
+        for request in failed:
+            request.over = True
+            request.connection.fail(error)
+
+    def _bodies(self, scores: np.ndarray) -> list[bytes]:
+        labels, most = self._served.loaded.spec.labels, {r.top_k for r in self.requests}
+        found = top(scores, labels, *most) if len(most) == 1 else [
+            top(row[None], labels, r.top_k)[0] for row, r in zip(scores, self.requests, strict=True)]
+        return [render(self._name, self._served, [one]) for one in found]
+
+    def _count(self, answer: Answer, encoding: int, requests: Sequence[Request]) -> None:
+        """encoding: when that began."""
+        meters, count, input_ns = self._api.meters, len(requests), [r.input_ns for r in requests]
+        self._api.statistics.together(self._model, [r.began for r in requests], input_ns, answer, encoding)
+        meters.decode.observe(*(ns / 1e9 for ns in input_ns))
+        meters.encode.observe(*[(time.monotonic_ns() - encoding) / 1e9 / count] * count)
+        meters.predicted(self._name, count)
+        meters.answered("POST", RULE, 200, count)

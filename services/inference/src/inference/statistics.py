@@ -145,6 +145,18 @@ class Statistics:
         with self._lock:
             self._models.setdefault(model, Figures()).fail.add(0, requests)
 
+    def failed(self, model: Model, began: Sequence[int]) -> None:
+        """Count requests that are over without an answer, by when each began: ns of time.monotonic_ns()."""
+        now = time.monotonic_ns()
+        with self._lock:
+            self._models.setdefault(model, Figures()).fail.add(len(began) * now - sum(began), len(began))
+            self._recent.extend((now, now - one) for one in began)
+
+    def waiting(self, model: Model, more: int) -> None:
+        """So many more requests, or fewer, wait for this Model."""
+        with self._lock:
+            self._models.setdefault(model, Figures()).pending += more
+
     def snapshot(self) -> dict[Model, Figures]:
         """A copy, of one moment."""
         with self._lock:
@@ -166,7 +178,8 @@ class Statistics:
         """
         run, now, count = answer.run, time.monotonic_ns(), len(began)
         assert run is not None
-        took, decoding, queued = count * now - sum(began), sum(input_ns), answer.waited_ns
+        took, decoding = count * now - sum(began), sum(input_ns)
+        queued = count * (int(1e9 * answer.since) + answer.waited_ns) - sum(began) - decoding
         with self._lock:
             figures = self._models.setdefault(model, Figures())
             self._recent.extend((now, now - one) for one in began)

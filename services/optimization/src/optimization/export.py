@@ -45,7 +45,7 @@ def export(model: keras.Model, format: str, precision: str, calibration: np.ndar
             with tempfile.TemporaryDirectory() as folder:
                 exact = Path(folder) / "fp32.onnx"
                 to_onnx(model, exact)
-                arrange(exact)
+                arrange(exact, merge=True)
                 quantize_onnx(exact, calibration, path)
         case "litert", ("fp32" | "fp16"):
             to_litert(model, precision, calibration, path)

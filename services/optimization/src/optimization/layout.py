@@ -5,33 +5,38 @@ three colours at a time is what ONNX Runtime and LiteRT's int8 have no fast kern
 pixels took as long as half of the convolutions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 TO_CHANNELS_FIRST = [0, 3, 1, 2]
 
 
-def arrange(path: Path) -> None:
+def arrange(path: Path, merge: bool = False) -> None:
     """Rewrite an ONNX file: pixels are scaled an image a colour at a time, and shapes that are known are constants.
 
-    Its answers stay as they are to the last bit.
+    Its answers stay as they are to the last bit. merge: the scaling becomes one node, and answers may differ in the
+    last bits; for what is quantized next, where ONNX Runtime's convolutions keep colours together, and it would have
+    all else do so, too.
     """
     proto = onnx.load(path)
-    channels_first(proto.graph)
+    channels_first(proto.graph, merge)
     constant_shapes(proto)
     drop_unread(proto.graph)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
 
 
-def channels_first(graph: onnx.GraphProto) -> None:
-    """Let each Transpose to NCHW go ahead of the sums and products with constants of a colour that feed it alone."""
+def channels_first(graph: onnx.GraphProto, merge: bool = False) -> None:
+    """Let each Transpose to NCHW go ahead of the sums and products with constants of a colour that feed it alone.
+
+    merge: they become one BatchNormalization, which can't be moved back, where they are one product and one sum.
+    """
     constants = {c.name: c for c in graph.initializer}
     for transpose in [n for n in graph.node if n.op_type == "Transpose" and _perm(n) == TO_CHANNELS_FIRST]:
         chain = _arithmetic_before(graph, transpose, constants)
@@ -44,9 +49,12 @@ def channels_first(graph: onnx.GraphProto) -> None:
         for node in chain:
             node.input[:] = [_of_colours(graph, constants, name) if name in constants else
                              moved if name == pixels else name for name in node.input]
-        nodes = list(graph.node)
-        graph.node.remove(transpose)
-        graph.node.insert(nodes.index(first), transpose)
+        merged = _merged(graph, chain, constants, moved) if merge else None
+        at = list(graph.node).index(first)
+        for node in (transpose, *(chain if merged else ())):
+            graph.node.remove(node)
+        for node in ([transpose, merged] if merged else [transpose])[::-1]:
+            graph.node.insert(at, node)
 
 
 def constant_shapes(proto: onnx.ModelProto) -> None:
@@ -82,10 +90,12 @@ def scaled_by_convolution(model: keras.Model) -> keras.Model:
         if not isinstance(layer, keras.layers.Rescaling) or len(layer.output.shape) != 4:
             return layer
         colours = layer.output.shape[-1]
+        if not {np.size(layer.scale), np.size(layer.offset)} <= {1, colours}:
+            return layer
         scaled = keras.layers.DepthwiseConv2D(1, dtype="float32", name=layer.name)
         scaled.build((None, None, None, colours))
-        scaled.set_weights([np.broadcast_to(np.float32(layer.scale), (1, 1, colours))[..., None],
-                            np.broadcast_to(np.float32(layer.offset), colours)])
+        scaled.set_weights([np.broadcast_to(np.ravel(layer.scale), (1, 1, colours))[..., None],
+                            np.broadcast_to(np.ravel(layer.offset), colours)])
         return scaled
 
     return keras.models.clone_model(model, clone_function=layer_of)
@@ -117,6 +127,37 @@ def _arithmetic_before(graph: onnx.GraphProto, transpose: onnx.NodeProto,
         chain.insert(0, node)
         name = data
     return chain
+
+
+def _merged(graph: onnx.GraphProto, chain: Sequence[onnx.NodeProto], constants: dict[str, onnx.TensorProto],
+            pixels: str) -> onnx.NodeProto | None:
+    """One node that does what the chain does to `pixels`; None where a constant is divided by them."""
+    scale, offset = np.ones(()), np.zeros(())
+    for node in chain:
+        right = node.input[1] in constants
+        value = numpy_helper.to_array(constants[node.input[right]]).astype(np.float64).reshape(-1)
+        match node.op_type, right:
+            case "Add", _:
+                offset = offset + value
+            case "Mul", _:
+                scale, offset = scale * value, offset * value
+            case "Sub", True:
+                offset = offset - value
+            case "Sub", False:
+                scale, offset = -scale, value - offset
+            case "Div", True:
+                scale, offset = scale / value, offset / value
+            case _:
+                return None
+    colours = np.broadcast_shapes(scale.shape, offset.shape)
+    if colours in ((), (1,)):  # how many colours there are is not known here
+        return None
+    out, names = chain[-1].output[0], []
+    for name, values in (("scale", scale), ("offset", offset), ("mean", np.zeros(1)), ("variance", np.ones(1))):
+        names.append(f"{out}/{name}")
+        graph.initializer.append(numpy_helper.from_array(np.broadcast_to(values, colours).astype(np.float32),
+                                                         names[-1]))
+    return helper.make_node("BatchNormalization", [pixels, *names], [out], name=f"{out}/merged", epsilon=0.0)
 
 
 def _of_colours(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], name: str) -> str:
