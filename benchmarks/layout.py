@@ -101,8 +101,8 @@ def main() -> None:
                       f"`{command} --docs`, {date.today()}, {cpu_name()}, one core of {cores}. {told}. "
                       "Random weights; medians of rounds in turns, one thread.", "",
                       "*exported*: as Keras writes it. *published*: laid out anew (`optimization/layout.py`): ONNX "
-                      "scales pixels a colour at a time, and gives the same answers to the last bit; LiteRT's int8 "
-                      "scales them by a convolution.", "",
+                      "scales pixels a colour at a time, and gives the same answers to the last bit, in int8 in one "
+                      "node and within its tolerance; LiteRT's int8 scales them by a convolution.", "",
                       *lines, ""])
     print(page)
     if args.docs:

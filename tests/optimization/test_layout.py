@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from optimization.export import to_onnx
+from optimization.export import export, to_onnx
 from optimization.layout import arrange, scaled_by_convolution
 from optimization.reference import KerasReference
 from shared.datasets import Spec
@@ -83,6 +83,33 @@ def test_arithmetic_moves_behind_the_transpose_on_whichever_side_its_constant_st
     arrange(path)
     assert kinds(path) == ["Transpose", kind, "Add"]
     assert np.array_equal(before[0], answers(path)[0])
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [("Add", ["x", "c"]), ("Add", ["c", "x"]), ("Mul", ["x", "c"]),
+                                              ("Mul", ["c", "x"]), ("Sub", ["x", "c"]), ("Sub", ["c", "x"]),
+                                              ("Div", ["x", "c"]), ("Div", ["c", "x"])])
+@pytest.mark.parametrize("colours", [np.array([1.5, -2, 3]), np.array(7.0)])
+def test_merged_arithmetic_is_one_node_unless_a_constant_is_divided_by_pixels(kind, inputs, colours, tmp_path):
+    path = made(tmp_path, {"c": colours, "d": np.array([2.0, 4, 8])},
+                [("Mul", ["x", "d"], "w"), (kind, [i.replace("x", "w") for i in inputs], "y"), ("Sub", ["y", "d"], "z"),
+                 ("Transpose", ["z"], "out")], ["out"])
+    before = answers(path)
+    arrange(path, merge=True)
+    divided = (kind, inputs) == ("Div", ["c", "x"])
+    assert kinds(path) == (["Transpose", "Mul", "Div", "Sub"] if divided else ["Transpose", "BatchNormalization"])
+    np.testing.assert_allclose(answers(path)[0], before[0], rtol=1e-5, atol=1e-5)
+
+
+def test_one_number_for_all_colours_is_not_merged(tmp_path):
+    path = made(tmp_path, {"c": np.array(7.0)}, [("Mul", ["x", "c"], "y"), ("Transpose", ["y"], "out")], ["out"])
+    arrange(path, merge=True)
+    assert kinds(path) == ["Transpose", "Mul"]
+
+
+def test_int8_scales_its_pixels_in_one_node_colours_first(volume, tmp_path):
+    export(model_of("test", volume), "onnx", "int8", pixels(64), tmp_path / "model.onnx")
+    order = [kind for kind in kinds(tmp_path / "model.onnx") if kind != "DequantizeLinear"]
+    assert order[:4] == ["Cast", "Transpose", "BatchNormalization", "QuantizeLinear"]
 
 
 @pytest.mark.parametrize(("constants", "nodes", "outputs"), [

@@ -22,8 +22,8 @@ from shared.runtimes import run_in_chunks
 from shared.runtimes.onnx import OnnxSession
 
 OPSET = 17  # tf2onnx writes up to 18
-# Those that gain: 1.3 to 1.4 times float32's images/s on the recipe `small` on one core without VNNI, 1.1 with Add,
-# which takes the normalisation along. Sigmoids and their products are no faster in int8.
+# Those that gain: 1.3 to 1.4 times float32's images/s on the recipe `small` on one core without VNNI, measured before
+# layout.py; 1.1 with Add, which takes the normalisation along. Sigmoids and their products are no faster in int8.
 INT8_OPERATORS = ["Conv", "Gemm", "MatMul", "Relu", "MaxPool"]
 CALIBRATION_IMAGES = 256
 
