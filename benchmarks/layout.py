@@ -3,7 +3,7 @@
     ./run bench layout [--recipes small,seed-cnn] [--rounds 15] [--sizes 32,96] [--docs]
 
 One thread of each runtime on one core, random weights, batches of 1 and 64; medians of rounds in turns. The answers of
-both forms are compared first: ONNX to the last bit, int8 of LiteRT within its tolerance.
+both forms are compared first: onnx-fp32 to the last bit, int8 within its tolerance.
 """
 
 import argparse

@@ -33,8 +33,9 @@ def write(folder: Path, run: Row) -> None:
 def machine(run: Row) -> str:
     versions = "; ".join(f"{NAMES.get(key, key).split(',')[0]}: " + ", ".join(f"{n} {v}" for n, v in found.items())
                          for key, found in run["versions"].items())
-    return (f"`{run['command']}`, {run['date']}, {run['cpu']}, {run['cores']} cores, load {run['load']:.1f} over five "
+    told = (f"`{run['command']}`, {run['date']}, {run['cpu']}, {run['cores']} cores, load {run['load']:.1f} over five "
             f"minutes at its end, this run's own share in it. {versions}.")
+    return f"{told} {run['note']}" if "note" in run else told
 
 
 def about(run: Row) -> str:

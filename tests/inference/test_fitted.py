@@ -70,3 +70,16 @@ def test_several_processes_take_what_was_found_for_as_many(root: Path) -> None:
         loaded = memory.get(("m-1", "onnx-fp32"))
         assert (loaded.threads, loaded.batch, loaded.fitted) == chosen
         memory.close()
+
+
+@pytest.mark.parametrize(("cores", "processes", "quick"), [(1, 1, True), (4, 4, True), (2, 1, False)])
+def test_what_takes_a_few_milliseconds_runs_in_the_asking_thread_where_a_process_has_one_core(
+        root: Path, cores: int, processes: int, quick: bool) -> None:
+    publish_model(root, "colors", "m-1")
+    memory = Memory(root, Meters(), cores, processes=processes)
+    try:
+        predictor = memory.get(("m-1", "onnx-fp32")).predictor
+        predictor._run_s = 0.003
+        assert predictor.is_quick == quick
+    finally:
+        memory.close()

@@ -67,7 +67,8 @@ class Lane:
         self._waiting: list[Request] = []  # of this turn, as the three below
         self._refused, self._full, self._begun = 0, False, False
         self._decode_s = 0.0  # lately, of an image
-        self._ended, self._took_s, self._unread_s = 0.0, 0.0, 0.0
+        self._ended, self._took_s = 0.0, 0.0  # when the last turn did, and what its end took
+        self._unread_s = 0.0  # that this turn's requests waited before they were read
 
     def takes(self, body: bytes) -> bool:
         """Whether an image can be answered here: it is small, what answers is loaded, nobody but the client is told."""
