@@ -126,8 +126,8 @@ def test_a_host_without_the_nvidia_runtime_says_what_the_documents_say(tmp_path)
     finally:
         subprocess.run([*compose, "down", "--volumes"], capture_output=True, check=True, timeout=60)
     assert up.returncode != 0
-    error = up.stderr.strip().splitlines()[-1]
-    assert error == 'Error response from daemon: could not select device driver "nvidia" with capabilities: [[gpu]]'
+    error = 'Error response from daemon: could not select device driver "nvidia" with capabilities: [[gpu]]'
+    assert error in up.stderr.splitlines()  # not always its last line: "Gracefully stopping..." may come after it
     for document in ("README.md", "docs/compose.md"):
         assert error in (ROOT / document).read_text()
 
