@@ -43,6 +43,8 @@ CASES: list[tuple[str, bytes, dict[str, str], int]] = [
     ("/v1/models/unpromoted/predict", png(RED), {"Content-Type": "image/png"}, 404),
     (INFER, HEAD + PIXELS, {HEADER: str(len(HEAD))}, 200),
     (f"{INFER.replace('colors', 'colors@production')}", HEAD + PIXELS, {HEADER: str(len(HEAD))}, 200),
+    (INFER, HEAD + PIXELS, {HEADER: str(len(HEAD)), "Accept-Encoding": "br, gzip"}, 200),
+    (INFER, HEAD + PIXELS, {HEADER: str(len(HEAD)), "Accept-Encoding": "gzip;q=0.1, deflate"}, 200),
     ("/v2/models/colors/versions/1/infer", HEAD + PIXELS, {HEADER: str(len(HEAD))}, 200),
     ("/v2/models/colors/versions/7/infer", HEAD + PIXELS, {HEADER: str(len(HEAD))}, 404),
     ("/v2/models/nope/infer", HEAD + PIXELS, {HEADER: str(len(HEAD))}, 404),
@@ -70,6 +72,7 @@ def test_an_answer_is_that_of_flask_to_the_byte(other: FlaskClient, monkeypatch:
     assert (ahead.status_code, ahead.data) == (status, behind.data)
     assert behind.status_code == status
     assert sorted(ahead.headers) == sorted(behind.headers)
+    assert ahead.headers.get("Content-Encoding") == behind.headers.get("Content-Encoding")
 
 
 def reached_flask(app: Flask, client: FlaskClient, path: str, body: bytes, headers: dict[str, str]) -> bool:
@@ -105,7 +108,7 @@ def test_none_of_these_reaches_flask(app: Flask, other: FlaskClient, path: str, 
     (PREDICT, json.dumps({"images": []}).encode(), {"Content-Type": "application/json"}),
     ("/v1/models/Colors/predict", png(RED), {"Content-Type": "image/png"}),
     ("/v1/models/colors/predict/", png(RED), {"Content-Type": "image/png"}),
-    (INFER, HEAD + PIXELS, {HEADER: str(len(HEAD)), "Accept-Encoding": "gzip"}),
+    (INFER, HEAD + PIXELS, {HEADER: str(len(HEAD)), "Content-Encoding": "identity"}),
     (f"{INFER}/more", HEAD + PIXELS, {HEADER: str(len(HEAD))}),
 ])
 def test_what_is_odd_is_flask_s(app: Flask, serving: FlaskClient, path: str, body: bytes,

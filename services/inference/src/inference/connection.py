@@ -1,25 +1,22 @@
-"""One client's connection to the front, and the pipe that it becomes when it asks for what granian answers."""
+"""One client's connection to the front, until it asks for what granian answers: then it becomes a pipe."""
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
-from email.utils import formatdate
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from inference import errors, heads
+from inference import errors, heads, reply
 from inference.body import PIECE, cut_off, stalled
-from inference.fast import STATUS, Headers, Route
-from inference.predictor import BUSY, Answer, NotInTime
+from inference.fast import Route
+from inference.pipe import Pipe, first
+from inference.predictor import Answer, NotInTime
+from inference.reply import Headers
 from inference.steps import Ask, Steps
-from shared.errors import Unavailable
 
 if TYPE_CHECKING:
     from inference.front import Front
 
 NEVER = float("inf")
-LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)
 AHEAD = 64 << 10  # bytes that a client may send before its last request is answered
 
 
@@ -55,6 +52,7 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._asks = False  # a whole request is not answered yet
         self.leaving: Callable[[], None] | None = None  # to be called when the client leaves before that
+        self._taken = 0  # of a large body, the bytes that have come: of the memory set aside for such
         self._holds_slot = self._full = self._last = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -68,6 +66,8 @@ class Connection(asyncio.Protocol):
         if self._asks or self._full:
             if self._got > AHEAD:
                 self._transport.pause_reading()
+        elif self._holds_slot and not self._has_room():
+            return
         elif self._got >= self._need:
             self._next()
         else:
@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The client is gone: what waits for its turn is not run."""
         self._front.open.discard(self)
-        self._leave()
+        self._intake.give(self._leave())
         if self.leaving is not None:
             self.leaving()
         if self._answer is not None:
@@ -126,6 +126,10 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Begin the next request, if it is whole."""
+        if self._route is not None and self._route.size > PIECE:
+            if self._got >= self._need:
+                self._large(self._route)
+            return
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = [data]
         if self._route is None:
@@ -139,8 +143,9 @@ class Connection(asyncio.Protocol):
                 return
             self._body_at = end + 4
             self._need = self._body_at + self._route.size
+            self._last = self._last or self._route.ends
         if len(data) < self._need:
-            self._wait_for_body()
+            self._wait_for_body(data[:self._body_at])
             return
         self._leave()
         self._heard = NEVER
@@ -150,15 +155,41 @@ class Connection(asyncio.Protocol):
         lane = self._front.lane(route, body)
         if lane is None:
             if route.is_full():
-                self._write(*_busy(route.path))
+                self._write(*reply.busy(route.path))
             else:
                 self._asks = True
                 self.begin(route.steps(body))
         elif lane.refuses():
-            self.reply(*_busy(route.path))
+            self.reply(*reply.busy(route.path))
         else:
             self._asks = True
             lane.take(self, route, body)
+
+    def _large(self, route: Route) -> None:
+        """Begin a request whose body has come in many pieces; these become one in a thread beside the loop."""
+        parts, more = self._parts, self._got - self._need
+        self._parts, self._got, self._need = [], more, 0
+        if more:
+            self._parts.append(parts[-1][-more:])
+            parts[-1] = parts[-1][:-more]
+        parts[0] = parts[0][self._body_at:]
+        self._heard = NEVER
+        if route.is_full():
+            self._leave()
+            self._write(*reply.busy(route.path))
+        else:
+            self._asks = True
+            self.begin(self._joined(route, parts, self._leave()))
+
+    def _joined(self, route: Route, parts: list[bytes], taken: int) -> Steps[Any]:
+        """The steps of a body in parts, which count as taken until a thread has them."""
+        try:
+            yield None
+            body = b"".join(parts)
+            parts.clear()
+        finally:
+            self._intake.give(taken)
+        return (yield from route.steps(body))
 
     def begin(self, steps: Steps[Any]) -> None:
         """Answer the request by these."""
@@ -168,21 +199,44 @@ class Connection(asyncio.Protocol):
         self._steps, self.leaving = steps, None
         self._take(Outcome(steps))
 
-    def _wait_for_body(self) -> None:
+    def _wait_for_body(self, head: bytes) -> None:
         self._heard = time.monotonic()
-        if not self._holds_slot:
-            try:
-                self._intake.enter()
-            except Exception as e:
-                self._last = True
-                self.fail(e)
-                return
-            self._holds_slot = True
+        if self._holds_slot:
+            return
+        try:
+            self._intake.enter()
+        except Exception as e:
+            self._turn_away(e)
+            return
+        self._holds_slot = True
+        if self._has_room() and heads.expects(head):
+            self._transport.write(reply.CONTINUE)
 
-    def _leave(self) -> None:
+    def _has_room(self) -> bool:
+        """Whether what has come of a body may be kept; if not its client has been told so."""
+        assert self._route is not None
+        if self._route.size > PIECE:
+            more = min(self._got, self._need) - self._body_at - self._taken
+            try:
+                self._intake.take(more)
+            except Exception as e:
+                self._turn_away(e)
+                return False
+            self._taken += more
+        return True
+
+    def _turn_away(self, error: Exception) -> None:
+        """What comes of the body yet is not read."""
+        self._last = True
+        self.fail(error)
+
+    def _leave(self) -> int:
+        """The slot of those whose body is on its way. Returns the memory that is the caller's now to give back."""
+        taken, self._taken = self._taken, 0
         if self._holds_slot:
             self._holds_slot = False
             self._intake.leave()
+        return taken
 
     def _take(self, outcome: Outcome) -> None:
         steps = self._steps
@@ -202,12 +256,12 @@ class Connection(asyncio.Protocol):
             self._write(200, *outcome.result)
 
     def _elsewhere(self, steps: Steps[Any]) -> None:
-        """In a thread of the pool."""
-        outcome = Outcome(steps)
+        """In a thread of the pool. Of a client that left meanwhile nothing more is decoded."""
+        outcome = None if self._transport.is_closing() else Outcome(steps)
         self._front.loop.call_soon_threadsafe(self._back, steps, outcome)
 
-    def _back(self, steps: Steps[Any], outcome: Outcome) -> None:
-        if self._transport.is_closing():
+    def _back(self, steps: Steps[Any], outcome: Outcome | None) -> None:
+        if outcome is None or self._transport.is_closing():
             steps.close()
         else:
             self._take(outcome)
@@ -228,7 +282,7 @@ class Connection(asyncio.Protocol):
         """Send the answer, which is counted already, unless the client is gone; then go on with its next request."""
         if self._transport.is_closing():
             return
-        self._transport.write(_answer(status, body, headers, self._front.fast.headers, self._last))
+        self._transport.write(reply.whole(status, body, headers, self._front.fast.headers, self._last))
         self._route, self._steps, self._asks, self.leaving = None, None, False, None
         if self._last:
             self._transport.close()
@@ -247,119 +301,6 @@ class Connection(asyncio.Protocol):
         """Every byte from here on is granian's."""
         self._front.open.discard(self)
         self._transport.pause_reading()
-        pipe = Pipe(self._front, self._transport, *_first(data))
+        pipe = Pipe(self._front, self._transport, *first(data))
         self._transport.set_protocol(pipe)
         self._front.connecting(pipe.connect(data))
-
-
-class Pipe(asyncio.Protocol):
-    """One end of a connection that is passed on; what it receives the other end writes."""
-
-    def __init__(self, front: "Front", client: asyncio.Transport | None = None, path: str = "", owed: int = 0):
-        """client: its connection; without it this is the end towards granian. path, owed: of its first request, the
-        bytes of its body that have not come.
-        """
-        self._front, self._is_client = front, client is not None
-        self._other: Pipe | None = None
-        self._path, self._owed, self._heard, self._silent = path, owed, time.monotonic(), True
-        if client is not None:
-            self.transport = client
-            client.set_write_buffer_limits(PIECE)
-            front.open.add(self)
-
-    async def connect(self, data: bytes) -> None:
-        """Reach granian and send it what has come. The client is cut off where that can't be."""
-        try:
-            _, server = await self._front.loop.create_unix_connection(lambda: Pipe(self._front),
-                                                                      str(self._front.behind))
-        except OSError:
-            self.transport.abort()
-            return
-        if self.transport.is_closing():
-            server.transport.abort()
-            return
-        self._other, server._other = server, self
-        server.transport.write(data)
-        self.transport.resume_reading()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(PIECE)
-
-    def data_received(self, data: bytes) -> None:
-        self._silent = False
-        if self._owed > 0:
-            self._owed, self._heard = self._owed - len(data), time.monotonic()
-        if self._other is not None:
-            self._other.transport.write(data)
-
-    def eof_received(self) -> bool:
-        """granian is told that the client has sent all, and still answers; where granian ends, all is over."""
-        if self._other is None or not self._is_client:
-            return False
-        self._other.transport.write_eof()
-        return True
-
-    def pause_writing(self) -> None:
-        if self._other is not None:
-            self._other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._other is not None and not self._other.transport.is_closing():
-            self._other.transport.resume_reading()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._front.open.discard(self)
-        if self._other is not None:
-            self._other.transport.close()
-
-    def close_when_idle(self) -> None:
-        """granian does."""
-
-    def give_up_before(self, before: float) -> None:
-        """As Connection's, for the first body; what follows on this connection nobody here reads."""
-        if self._owed <= 0 or self._other is None or self.transport.is_closing():
-            return
-        if not self.transport.is_reading():  # granian is late, not the client
-            self._heard = time.monotonic()
-        elif self._heard < before:
-            if self._other._silent:
-                error = stalled(self._front.stall_s)
-                status, body, headers = errors.form(self._path, *errors.explain(error, "POST", self._path))
-                self.transport.write(_answer(status, body, headers, self._front.fast.headers, last=True))
-            self.transport.close()
-
-
-@lru_cache(256)
-def _busy(path: str) -> tuple[int, bytes, Headers]:
-    return errors.form(path, *errors.explain(Unavailable(BUSY, "busy"), "POST", path))
-
-
-def _answer(status: int, body: bytes, headers: Headers, more: tuple[tuple[str, str], ...], last: bool) -> bytes:
-    head = _head(status, tuple(headers), more, last)
-    return b"%bContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), date(), body)
-
-
-def _first(data: bytes) -> tuple[str, int]:
-    """The first request's path, and the bytes of its body that have not come; 0 where its head does not tell here."""
-    end = data.find(b"\r\n\r\n")
-    found = LENGTH.search(data, 0, end + 2) if end >= 0 else None
-    path = data[:data.find(b"\r\n")].split(b" ")[1:2]
-    return path[0].decode("latin-1") if path else "", int(found[1]) - (len(data) - end - 4) if found else 0
-
-
-@lru_cache(256)
-def _head(status: int, headers: tuple[tuple[str, str], ...], more: tuple[tuple[str, str], ...], last: bool) -> bytes:
-    lines = [f"HTTP/1.1 {STATUS[status]}", *(f"{name}: {value}" for name, value in (*headers, *more)),
-             *(["Connection: close"] if last else [])]
-    return "\r\n".join(lines).encode() + b"\r\n"
-
-
-def date() -> bytes:
-    return _date(int(time.time()))
-
-
-@lru_cache(1)
-def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()

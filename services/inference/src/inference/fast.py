@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
 from flask import Flask
@@ -16,7 +15,8 @@ from flask import Flask
 from inference import errors, predict
 from inference.body import read_declared
 from inference.context import Api
-from inference.scores import PRODUCTION, model_called
+from inference.reply import STATUS, Headers
+from inference.scores import LIGHT, PRODUCTION, model_called
 from inference.steps import Steps, finish
 from inference.v2 import infer
 
@@ -27,9 +27,7 @@ IMAGE = re.compile(r"image/[a-z0-9.+-]+|application/octet-stream")
 QUERY = {"alias": re.compile(NAME), "top_k": re.compile("[1-9][0-9]{0,7}")}
 LENGTH = re.compile("[1-9][0-9]{0,11}")
 UNUSUAL = frozenset(("HTTP_CONTENT_ENCODING", "HTTP_TRANSFER_ENCODING", "HTTP_SEC_FETCH_SITE"))
-STATUS = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 JSON, BINARY = "application/json", "application/octet-stream"
-Headers = list[tuple[str, str]]
 IS_JSON: Headers = [("Content-Type", JSON)]
 Start = Callable[[str, Headers], Any]
 
@@ -39,7 +37,7 @@ class Route:
     """What answers a request. size: of its body. steps: what the body goes through, to the answer and its headers.
 
     is_full: whether any request would be turned away now, whatever its body. name, asked: of one image's prediction,
-    None where the request is another.
+    None where the request is another. ends: the connection does, behind the answer.
     """
 
     size: int
@@ -49,6 +47,7 @@ class Route:
     is_full: Callable[[], bool] = lambda: False
     name: str = ""
     asked: "Asked | None" = None
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,11 @@ class FastPath:
                 and (asked := _asked(environ.get("QUERY_STRING", ""))) is not None):
             return Route(size, path, predict.RULE, partial(self._predict, found[1], asked, trace),
                          partial(self._is_full, found[1], asked), found[1], asked)
-        if size and (found := INFER.fullmatch(path)) and environ.get("HTTP_ACCEPT_ENCODING") in (None, "identity"):
+        if size and (found := INFER.fullmatch(path)):
             version = int(found[2]) if found[2] else None
             return Route(size, path, infer.RULE if version is None else infer.VERSION_RULE,
                          partial(self._infer, found[1], version, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"),
-                                 trace))
+                                 environ.get("HTTP_ACCEPT_ENCODING", ""), trace))
         return None
 
     def _size(self, environ: Mapping[str, Any]) -> int:
@@ -121,11 +120,16 @@ class FastPath:
             return (yield from predict.label(self.api, timing, name, [("the image", body)], asked.alias,
                                              k=asked.top_k)), IS_JSON
 
-    def _infer(self, model: str, version: int | None, header: str | None, traceparent: str,
+    def _infer(self, model: str, version: int | None, header: str | None, accepted: str, traceparent: str,
                body: bytes) -> Steps[tuple[bytes, Headers]]:
         with self.api.statistics.request(model_called(*infer.place(model)), traceparent) as timing:
             answer, json_size = yield from infer.ask(self.api, timing, model, version, body, header)
-        return answer, IS_JSON if json_size is None else [("Content-Type", BINARY), (infer.HEADER, str(json_size))]
+        if accepted and len(answer) > LIGHT:
+            yield None
+        answer, encoded = infer.compressed(answer, accepted)
+        if json_size is None:
+            return answer, [*IS_JSON, *encoded]
+        return answer, [("Content-Type", BINARY), (infer.HEADER, str(json_size)), *encoded]
 
 
 def _asked(query: str) -> Asked | None:

@@ -18,21 +18,22 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 from inference import closing
-from inference.body import PIECE, STALL_S
-from inference.connection import Connection, Pipe
+from inference.body import STALL_S
+from inference.connection import Connection
 from inference.fast import FastPath, Route
-from inference.heads import environ_of
+from inference.heads import ends, environ_of
 from inference.lane import Lane
+from inference.pipe import Pipe
 from inference.predictor import Answer, Predictor
 from inference.steps import Ask
 
 log = logging.getLogger("lanner.front")
-BODY_LIMIT = PIECE  # larger ones are granian's, which takes them in pieces
 CACHED = 2048  # bytes of a head that is kept: a client sends the same again and again
 LOOK_S = 1.0  # how often stalled requests are looked for
 SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
@@ -175,7 +176,7 @@ class Front:
     def _routed(self, head: bytes) -> Route | None:
         environ = environ_of(head)
         route = self.fast.route(environ) if environ else None
-        return route if route and route.size <= BODY_LIMIT else None
+        return replace(route, ends=True) if route and ends(head) else route
 
     def _run(self) -> None:
         predictors, self._to_run = self._to_run, []

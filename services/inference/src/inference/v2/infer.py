@@ -4,8 +4,10 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 from flask import Response, request
+from werkzeug.http import parse_accept_header
 
 from inference.body import JSON_LIMIT, read
 from inference.context import Api, api
@@ -90,16 +92,27 @@ def _parse(context: Api, model: str, body: bytes, text: str | None) -> InferRequ
         return parse(model, body, header, context.regions.read)
 
 
+def compressed(content: bytes, accepted: str) -> tuple[bytes, list[tuple[str, str]]]:
+    """An answer as its client's Accept-Encoding prefers it, and the header that says so."""
+    match _encoding(accepted):
+        case "gzip" as encoding:
+            return gzip.compress(content, LEVEL, mtime=0), [("Content-Encoding", encoding)]
+        case "deflate" as encoding:
+            return zlib.compress(content, LEVEL), [("Content-Encoding", encoding)]
+    return content, []
+
+
+@lru_cache(256)
+def _encoding(accepted: str) -> str:
+    """gzip or deflate, whichever is wanted more, or neither."""
+    wanted = parse_accept_header(accepted)
+    best = max(("gzip", "deflate"), key=lambda name: wanted[name])
+    return best if wanted[best] > 0 else ""
+
+
 def _response(content: bytes, json_size: int | None) -> Response:
-    accepted = request.accept_encodings
-    encoding = max(("gzip", "deflate"), key=lambda name: accepted[name]) if accepted else ""
-    if encoding and accepted[encoding] > 0:
-        content = gzip.compress(content, LEVEL) if encoding == "gzip" else zlib.compress(content, LEVEL)
-    else:
-        encoding = ""
-    response = Response(content, mimetype="application/json" if json_size is None else "application/octet-stream")
+    content, headers = compressed(content, request.headers.get("Accept-Encoding", ""))
     if json_size is not None:
-        response.headers[HEADER] = str(json_size)
-    if encoding:
-        response.headers["Content-Encoding"] = encoding
-    return response
+        headers.append((HEADER, str(json_size)))
+    return Response(content, headers=headers,
+                    mimetype="application/json" if json_size is None else "application/octet-stream")
