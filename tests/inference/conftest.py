@@ -201,6 +201,7 @@ class Granian:
 
     def __init__(self, path: Path):
         self.seen: list[bytes] = []
+        self.path = path
         self.patience_s = 0.3  # without a byte: then it answers
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
@@ -228,7 +229,8 @@ class Granian:
                     connection.sendall(b"HTTP/1.1 299 granian\r\nContent-Length: 0\r\n\r\n")
 
     def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # closed before
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 

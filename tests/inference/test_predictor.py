@@ -220,3 +220,34 @@ def test_batched_answers_are_single_answers_in_order(network: Path, sizes: list[
     for batch, answer in zip(asked, answers, strict=True):
         np.testing.assert_allclose(answer.scores, np.concatenate([single.run(image[None]) for image in batch]),
                                    atol=1e-6)
+
+
+def test_one_that_is_closed_while_all_that_wait_give_up_ends(session: HeldSession) -> None:
+    predictor = Predictor(session, Meters(), "test")
+    waiting = predictor.submit(images(1), lambda answer: None)
+    predictor.close()
+    assert not session.closed
+    waiting.gone = True
+    predictor.go()
+    assert predictor.ended.wait(10)
+    assert session.closed
+
+
+def test_where_no_thread_can_be_had_the_next_request_tries_again(session: HeldSession,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(session, Meters(), "test", inline_s=0.0)
+    session.go.set()
+
+    def none(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none)
+        predictor.submit(images(1), lambda answer: None)
+        with pytest.raises(RuntimeError):
+            predictor.go()
+    done = threading.Event()
+    predictor.submit(images(2), lambda answer: done.set())
+    predictor.go()
+    assert done.wait(10)
+    predictor.close(wait=True)

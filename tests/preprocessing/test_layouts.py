@@ -41,6 +41,14 @@ def test_a_class_may_be_called_train_beside_others() -> None:
     assert layout_of("train/1.jpg", "bus/2.jpg", "car/3.jpg").labels == ("bus", "car", "train")
 
 
+def test_splits_beside_what_is_none_are_refused() -> None:
+    paths = [f"{split}/{label}/1.jpg" for split in ("train", "test") for label in ("cat", "dog")]
+    with pytest.raises(Refused, match="'extras' beside them is no split: take it out") as e:
+        layout_of(*paths, "extras/1.jpg")
+    assert e.value.code == "bad_dataset"
+    assert layout_of("train/ice/1.jpg", "bus/2.jpg", "car/3.jpg").labels == ("bus", "car", "train")
+
+
 def test_clutter_is_no_image() -> None:
     layout = layout_of("cat/1.jpg", "dog/2.jpg", "cat/.DS_Store", "__MACOSX/cat/._1.jpg", "dog/Thumbs.db", ".git/x")
     assert {m.path for m in layout.members} == {"cat/1.jpg", "dog/2.jpg"}

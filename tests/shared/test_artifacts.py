@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 
@@ -118,9 +119,13 @@ def _publish_for_ever(root):
 def test_kill_9_while_publishing_leaves_only_whole_artifacts(root):
     context = multiprocessing.get_context("spawn")
     for _ in range(3):
+        before = set(artifacts.list_ids(root, "datasets"))
         process = context.Process(target=_publish_for_ever, args=(root,))
         process.start()
-        process.join(1.5)
+        end = time.monotonic() + 60
+        while set(artifacts.list_ids(root, "datasets")) == before and time.monotonic() < end:
+            time.sleep(0.01)
+        process.join(0.3)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     published = artifacts.list_ids(root, "datasets")

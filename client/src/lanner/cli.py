@@ -10,7 +10,7 @@ from rich.console import Console
 from lanner import pipeline, tables
 from lanner.client import Client, Json
 from lanner.errors import LannerError
-from lanner.progress import upload_bar, watch
+from lanner.progress import plain_console, upload_bar, watch
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +120,8 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
             console.print(tables.predictions(answer, [str(i) for i in args.image]))
         case "batch":
             source = args.source
+            if not args.out.parent.is_dir():  # known before hours of work, not after them
+                raise LannerError(f"{args.out} can't be written: {args.out.parent} is no folder", "bad_path")
             if not source.startswith(("upload:", "dataset:")):
                 source = pipeline.send(client, Path(source), console)
             job = client.submit_predict(args.name, source, alias=args.alias, version=args.version,
@@ -146,9 +148,11 @@ def main() -> None:
     args = _parser().parse_args()
     try:
         with Client(args.url) as client:
-            execute(args, client, Console(highlight=False))
+            execute(args, client, plain_console())
     except LannerError as e:
         sys.exit(f"lanner: {e} [{e.code}]")
+    except OSError as e:  # of this machine's files: the API's failures are LannerErrors
+        sys.exit(f"lanner: {e.filename or 'a file'}: {e.strerror or e}")
     except KeyboardInterrupt:
         sys.exit(130)
 

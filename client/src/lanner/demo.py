@@ -14,7 +14,7 @@ from lanner import pipeline, tables
 from lanner.cli import add_training_options, training_options
 from lanner.client import Client, Json
 from lanner.errors import LannerError
-from lanner.progress import watch
+from lanner.progress import plain_console, watch
 
 PICK_UP_S = 30.0  # the API looks at its aliases every second and then loads
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="a folder, zip or tar of images; CIFAR-10 when left out")
     add_training_options(parser)
     args = parser.parse_args()
-    console = Console(highlight=False)
+    console = plain_console()
     began = time.monotonic()
     try:
         with Client(args.url) as client:

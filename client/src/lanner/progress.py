@@ -14,6 +14,11 @@ from lanner.errors import LannerError
 LINE_EVERY_S = 10.0  # without a terminal, at most this often a line a job, unless its stage or state has changed
 
 
+def plain_console() -> Console:
+    """Prints what it is given: labels and messages may hold brackets or colons, which rich would take for its own."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def eta(seconds: float | None) -> str:
     """Seconds as m:ss, or h:mm:ss."""
     if seconds is None:
@@ -88,6 +93,6 @@ def _unless_failed(label: str, job: Json) -> Json:
 
 
 def _bars(console: Console) -> Progress:
-    return Progress(TextColumn("{task.description:<12}"), BarColumn(bar_width=30),
+    return Progress(TextColumn("{task.description:<12}", markup=False), BarColumn(bar_width=30),
                     TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[eta]:>7}"),
-                    TextColumn("{task.fields[doing]}"), console=console)
+                    TextColumn("{task.fields[doing]}", markup=False), console=console)

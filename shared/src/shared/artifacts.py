@@ -21,7 +21,7 @@ from typing import Any
 
 from shared import faults
 from shared.errors import Conflict, Damaged, NotFound
-from shared.jobs import check_id
+from shared.jobs import ID, check_id
 
 MANIFEST = "manifest.json"
 KINDS = {"datasets": "dataset", "models": "model", "variants": "variant", "predictions": "predictions"}
@@ -168,7 +168,7 @@ def list_ids(root: Path, kind: str) -> list[str]:
     folder = root / kind
     if not folder.is_dir():
         return []
-    return sorted((p.name for p in folder.iterdir() if not p.name.startswith(".")), reverse=True)
+    return sorted((p.name for p in folder.iterdir() if ID.fullmatch(p.name)), reverse=True)
 
 
 # Names, versions, aliases
@@ -205,7 +205,7 @@ def aliases(root: Path, name: str) -> dict[str, dict[str, Any]]:
 
 def names(root: Path) -> list[str]:
     folder = root / "aliases"
-    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and ID.fullmatch(p.name)) if folder.is_dir() else []
 
 
 def promote(root: Path, name: str, alias: str, version: int, variant: str, *, by: str,

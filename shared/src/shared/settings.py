@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
             raise SettingsError(f"{field.name.upper()}={text!r} is not a valid {name}: "
                                 f"{DESCRIPTIONS[field.name]}") from None
     settings = Settings(**values)
+    settings = replace(settings, artifacts=settings.artifacts.absolute(), imports=settings.imports.absolute())
     if settings.device not in ("gpu", "cpu"):
         raise SettingsError(f"DEVICE={settings.device!r} is unknown: expected gpu or cpu")
     if settings.mixed_precision not in ("auto", "off"):

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import signal
 from functools import partial
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 
@@ -32,6 +33,7 @@ from shared.settings import Settings, load, threads
 
 PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -88,9 +90,15 @@ def serve() -> Flask:
 
 
 def _refuse_other_sites() -> Response | None:
-    """A page of another site may not use a browser that can reach this API."""
-    if request.method not in ("GET", "HEAD", "OPTIONS") and request.headers.get("Sec-Fetch-Site") == "cross-site":
-        return errors.answer(403, "cross_site", "requests from pages of other sites are refused")
+    """A page of another site may not use a browser that can reach this API.
+
+    Browsers say where a page is from by Sec-Fetch-Site; over plain HTTP to another host by Origin alone.
+    """
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    foreign = site not in ("same-origin", "none") if site else origin and urlsplit(origin).netloc != request.host
+    if foreign and request.method not in ("GET", "HEAD", "OPTIONS"):
+        return errors.answer(403, "cross_site", "requests from pages of other sites are refused; a proxy before this "
+                                                "API must hand on the Host that it was asked for")
     return None
 
 
@@ -102,5 +110,6 @@ def _safe_headers(response: Response) -> Response:
 
 def _count(response: Response) -> Response:
     route = request.url_rule.rule if request.url_rule else "none"
-    api().meters.answered(request.method, route, response.status_code)
+    method = request.method if request.method in METHODS else "other"
+    api().meters.answered(method, route, response.status_code)
     return response

@@ -3,7 +3,7 @@
 import json
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,9 +127,11 @@ def _inflated(compressed: Iterator[bytes], limit: int) -> Iterator[bytes]:
     inflater, got = zlib.decompressobj(32 + zlib.MAX_WBITS), 0  # gzip's header or zlib's
     try:
         for piece in compressed:
-            while piece and not inflater.eof:
+            while piece:
+                if inflater.eof:  # another member of gzip, which what follows must be
+                    inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
                 data = inflater.decompress(piece, PIECE)
-                piece = inflater.unconsumed_tail
+                piece = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
                 got += len(data)
                 if got > limit:
                     raise RequestEntityTooLarge(f"the body has more than the {limit} bytes that are accepted, "
@@ -153,17 +155,21 @@ def read(intake: Intake, limit: int, inflate: bool = False) -> bytes:
     return bytes(body)
 
 
-def read_json(intake: Intake, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """The body as a JSON object.
+def read_json(intake: Intake, limit: int = JSON_LIMIT,
+              check: Callable[[bytes], None] = lambda text: None) -> dict[str, Any]:
+    """The body as a JSON object. check: of its text, if it has over 1 MiB.
 
-    Raises, beside what `pieces` does:
+    Raises, beside what `pieces` and `check` do:
         UnsupportedMediaType: it is not sent as application/json. A form of another site can't send that unasked.
         Refused: it is not JSON, or not an object.
     """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType(f"Content-Type is {request.mimetype or 'missing'}: expected application/json")
+    text = read(intake, limit)
+    if len(text) > JSON_LIMIT:
+        check(text)
     try:
-        value = json.loads(read(intake, limit))
+        value = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise Refused(f"the body is not JSON: {e}", "malformed") from None
     if not isinstance(value, dict):

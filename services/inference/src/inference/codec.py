@@ -17,7 +17,10 @@ from shared.errors import Refused
 from shared.images import decode_into
 
 MAX_IMAGES = 256
+MEGAPIXEL = 1 << 20
+NO_FRAME = (0xC4, 0xC8, 0xCC)  # of the markers from SOF0 to SOF15: DHT, JPG, DAC
 FEW = 64  # classes that are sorted sooner than the largest are picked
+NO_IMAGES = 'the body is not {"images": ["<base64>", ...]}'
 Image = tuple[str, bytes]  # what to call it in an error, its bytes
 
 
@@ -31,7 +34,7 @@ def images_of_request(intake: Intake, limit: int) -> list[Image]:
     """
     kind = request.mimetype
     if kind == "application/json":
-        images = _of_json(read_json(intake, limit))
+        images = _of_json(read_json(intake, limit, _check_text))
     elif kind == "multipart/form-data":
         images = _of_form(read(intake, limit))
     elif kind.startswith("image/") or kind == "application/octet-stream":
@@ -47,15 +50,42 @@ def images_of_request(intake: Intake, limit: int) -> list[Image]:
 
 
 def weight(start: bytes, size: int) -> int:
-    """About how many bytes of JPEG an image of `size` bytes is as slow as to decode; start: its first 32 bytes.
+    """About how many bytes of a photograph as JPEG an image of `size` bytes is as slow as to decode.
 
-    Other formats hold many more pixels in a byte, if these are all alike.
+    start: its bytes, or the first of them. Its pixels count, too: a byte holds thousands where they are all alike.
     """
+    pixels, a_byte = _pixels(start)
+    return max(size, pixels // a_byte) if pixels else MEGAPIXEL
+
+
+def _pixels(start: bytes) -> tuple[int, int]:
+    """Of an image, and how many of them take as long as a byte of JPEG; 0 where its beginning does not tell."""
     if start.startswith(b"\xff\xd8\xff"):
-        return size
-    if start.startswith(b"\x89PNG"):
-        return max(size, int.from_bytes(start[16:20], "big") * int.from_bytes(start[20:24], "big") // 4)
-    return 16 * size
+        return _pixels_of_jpeg(start), 8
+    if start.startswith(b"\x89PNG") and len(start) >= 24:
+        return int.from_bytes(start[16:20], "big") * int.from_bytes(start[20:24], "big"), 4
+    if start.startswith(b"RIFF") and len(start) >= 30:
+        match start[12:16]:
+            case b"VP8X":
+                return (int.from_bytes(start[24:27], "little") + 1) * (int.from_bytes(start[27:30], "little") + 1), 1
+            case b"VP8L":
+                sides = int.from_bytes(start[21:25], "little")
+                return ((sides & 0x3FFF) + 1) * ((sides >> 14 & 0x3FFF) + 1), 1
+            case b"VP8 ":
+                return ((int.from_bytes(start[26:28], "little") & 0x3FFF) *
+                        (int.from_bytes(start[28:30], "little") & 0x3FFF)), 1
+    return 0, 1
+
+
+def _pixels_of_jpeg(start: bytes) -> int:
+    """From its frame header, behind segments that are gone through as decoders do: one may hold another's header."""
+    at = 2
+    while at + 9 <= len(start) and start[at] == 0xFF:
+        marker = start[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
+            return (start[at + 5] << 8 | start[at + 6]) * (start[at + 7] << 8 | start[at + 8])
+        at += 2 + (start[at + 2] << 8 | start[at + 3])
+    return 0
 
 
 def decode_all(images: Sequence[Image], size: int) -> np.ndarray:
@@ -82,10 +112,16 @@ def top(scores: np.ndarray, labels: Sequence[str], k: int) -> list[dict[str, Any
                                nlargest(k, classes, row.__getitem__))]} for row in scores.tolist()]
 
 
+def _check_text(text: bytes) -> None:
+    """Refuse what is not {"images": ["<base64>", ...]} at a glance, before it is 25 times as large in memory."""
+    if any(text.count(mark) > most for mark, most in ((b"{", 1), (b"[", 1), (b",", 16 * MAX_IMAGES))):
+        raise Refused(NO_IMAGES, "malformed")
+
+
 def _of_json(body: dict[str, Any]) -> list[Image]:
     texts = body.get("images")
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts) or len(body) != 1:
-        raise Refused('the body is not {"images": ["<base64>", ...]}', "malformed")
+        raise Refused(NO_IMAGES, "malformed")
     images = []
     for i, text in enumerate(texts):
         try:

@@ -11,7 +11,7 @@ from inference.fast import Route
 from inference.pipe import Pipe, first
 from inference.predictor import Answer, NotInTime
 from inference.reply import Headers
-from inference.steps import Ask, Steps
+from inference.steps import LOAD, Ask, Load, Steps
 
 if TYPE_CHECKING:
     from inference.front import Front
@@ -21,13 +21,13 @@ AHEAD = 64 << 10  # bytes that a client may send before its last request is answ
 
 
 class Outcome:
-    """Where the steps of a request stand: at an Ask, before what takes long (None), over or failed."""
+    """Where the steps of a request stand: at an Ask, before what takes long (None, Load), over or failed."""
 
     __slots__ = ("ask", "error", "over", "result")
 
     def __init__(self, steps: Steps[Any], answer: Answer | None = None, error: Exception | None = None):
         """Go on as far as it goes without waiting."""
-        self.ask: Ask | None = None
+        self.ask: Ask | Load | None = None
         self.error: Exception | None = None
         self.over, self.result = False, None
         try:
@@ -173,13 +173,13 @@ class Connection(asyncio.Protocol):
             self._parts.append(parts[-1][-more:])
             parts[-1] = parts[-1][:-more]
         parts[0] = parts[0][self._body_at:]
-        self._heard = NEVER
+        self._heard, taken = NEVER, self._leave()
         if route.is_full():
-            self._leave()
+            self._intake.give(taken)
             self._write(*reply.busy(route.path))
         else:
             self._asks = True
-            self.begin(self._joined(route, parts, self._leave()))
+            self.begin(self._joined(route, parts, taken))
 
     def _joined(self, route: Route, parts: list[bytes], taken: int) -> Steps[Any]:
         """The steps of a body in parts, which count as taken until a thread has them."""
@@ -242,11 +242,11 @@ class Connection(asyncio.Protocol):
         steps = self._steps
         assert steps is not None
         while not outcome.over:
-            if outcome.ask is None:
-                self._front.pool.submit(self._elsewhere, steps)
-                return
             try:
-                self._answer = self._front.submit(self, outcome.ask)
+                if isinstance(outcome.ask, Ask):
+                    self._answer = self._front.submit(self, outcome.ask)
+                else:
+                    self._front.aside(self._elsewhere, steps, loads=outcome.ask is LOAD)
                 return
             except Exception as e:
                 outcome = Outcome(steps, error=e)
@@ -280,10 +280,11 @@ class Connection(asyncio.Protocol):
 
     def reply(self, status: int, body: bytes, headers: Headers) -> None:
         """Send the answer, which is counted already, unless the client is gone; then go on with its next request."""
+        self.leaving = None
         if self._transport.is_closing():
             return
         self._transport.write(reply.whole(status, body, headers, self._front.fast.headers, self._last))
-        self._route, self._steps, self._asks, self.leaving = None, None, False, None
+        self._route, self._steps, self._asks = None, None, False
         if self._last:
             self._transport.close()
         elif self._got or not self._transport.is_reading():

@@ -1,5 +1,6 @@
 """Every error of the API is {"error": {"code", "message"}} with the status that fits; under /v2 {"error": message}."""
 
+import errno
 import logging
 
 import orjson
@@ -52,6 +53,9 @@ def explain(error: Exception, method: str, path: str) -> tuple[int, str, str]:
     match error:
         case LannerError():
             return status_of(error), error.code, str(error)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            log.error("%s %s: %s", method, path, error)
+            return 507, "disk_full", "the volume is full: delete uploads or datasets, or enlarge it, then send it again"
         case RedisError():
             log.warning("%s %s: Redis does not answer: %s", method, path, error)
             return 503, "queue_unavailable", "the job queue does not answer now: send the same request again later"

@@ -15,13 +15,13 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from inference import closing
 from inference.body import STALL_S
@@ -30,8 +30,9 @@ from inference.fast import FastPath, Route
 from inference.heads import ends, environ_of
 from inference.lane import Lane
 from inference.pipe import Pipe
-from inference.predictor import Answer, Predictor
-from inference.steps import Ask
+from inference.predictor import BUSY, SMOOTH, Answer, Predictor
+from inference.steps import Ask, Steps
+from shared.errors import Unavailable
 
 log = logging.getLogger("lanner.front")
 CACHED = 2048  # bytes of a head that is kept: a client sends the same again and again
@@ -39,7 +40,7 @@ LOOK_S = 1.0  # how often stalled requests are looked for
 SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
 BACKLOG = 1024
 BEHIND = "LANNER_BEHIND"  # from the process that starts granian to the one that serves: the socket between them
-LONG = 16  # threads for what takes long: loading, large images
+LONG = 16  # threads for what takes long: as many that decode large images as that load
 
 
 def behind() -> Path:
@@ -60,7 +61,9 @@ class Front:
         """behind: the socket of granian. stall_s: after which a request that is not whole is given up."""
         self.fast, self.behind, self.stall_s = fast, behind, stall_s
         self.loop = asyncio.new_event_loop()
-        self.pool = ThreadPoolExecutor(LONG, thread_name_prefix="front")
+        self._decoding = ThreadPoolExecutor(LONG, thread_name_prefix="front")
+        self._loading = ThreadPoolExecutor(LONG, thread_name_prefix="front-load")
+        self._aside, self._aside_s = 0, 0.0  # what decodes or waits to, and how long that takes lately
         self.open: set[Connection | Pipe] = set()
         self._route = lru_cache(1024)(self._routed)
         self._asked: dict[Answer, Waits] = {}
@@ -131,6 +134,32 @@ class Front:
             lane = self._lanes[route.name, route.asked.alias] = Lane(self, route.name, route.asked.alias)
         return lane if lane.takes(body) else None
 
+    def aside(self, work: Callable[[Steps[Any]], None], steps: Steps[Any], loads: bool) -> None:
+        """Have a thread do it. loads: a Variant, or waits for that, which holds up no image that is to be decoded.
+
+        Raises Unavailable where, by what decoding takes lately, its turn would not come within QUEUE_MS.
+        """
+        if loads:
+            self._loading.submit(work, steps)
+            return
+        queue_ms, rounds = self.fast.api.settings.queue_ms, self._aside // LONG
+        if queue_ms and rounds * self._aside_s > queue_ms / 1000:
+            raise Unavailable(BUSY, "busy")
+        self._aside += 1
+        self._decoding.submit(self._timed, work, steps)
+
+    def _timed(self, work: Callable[[Steps[Any]], None], steps: Steps[Any]) -> None:
+        began = time.monotonic()
+        try:
+            work(steps)
+        finally:
+            with suppress(RuntimeError):  # the loop is over
+                self.loop.call_soon_threadsafe(self._took, time.monotonic() - began)
+
+    def _took(self, seconds: float) -> None:
+        self._aside -= 1
+        self._aside_s += (seconds - self._aside_s) * SMOOTH
+
     def connecting(self, work: Coroutine[None, None, None]) -> None:
         """Let it go on; a task that nobody holds may vanish."""
         task = self.loop.create_task(work)
@@ -154,7 +183,8 @@ class Front:
         self.loop.run_forever()
         with suppress(asyncio.CancelledError):
             self.loop.run_until_complete(self._listening)
-        self.pool.shutdown()
+        self._decoding.shutdown()
+        self._loading.shutdown()
         self.loop.close()
 
     async def _listen(self) -> None:

@@ -72,7 +72,7 @@ class Lane:
 
     def takes(self, body: bytes) -> bool:
         """Whether an image can be answered here: it is small, what answers is loaded, nobody but the client is told."""
-        return (self._served() is not None and weight(body[:32], len(body)) <= LIGHT
+        return (self._served() is not None and len(body) <= LIGHT and weight(body, len(body)) <= LIGHT
                 and not self.api.shadow.share and self.api.statistics.ended is None)
 
     def refuses(self) -> bool:
@@ -179,6 +179,8 @@ class Group:
             request.connection.leaving = partial(self._leave, request, answer)
 
     def _leave(self, request: Request, answer: Answer) -> None:
+        if request.over:
+            return
         request.left = True
         self._api.statistics.waiting(self._model, -1)
         self._api.statistics.failed(self._model, [request.began])

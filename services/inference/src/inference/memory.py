@@ -44,7 +44,9 @@ class Loaded:
 
 
 class Memory:
-    """Safe to share among threads. `loading` is held while one loads (loading is the peak of memory) or retires."""
+    """Safe to share among threads. `loading` is held while one loads (loading is the peak of memory) or retires; who
+    asks for what is in memory does not wait for it.
+    """
 
     def __init__(self, root: Path, meters: Meters, cores: int, device: str = "cpu", budget: int = 0,
                  processes: int = 1):
@@ -61,6 +63,7 @@ class Memory:
         self._asked: OrderedDict[Key, None] = OrderedDict()
         self._pinned: frozenset[Key] = frozenset()
         self.loading = threading.RLock()
+        self._touching = threading.Lock()  # guards _asked
 
     def get(self, key: Key) -> Loaded:
         """The Variant, loaded now if it is not in memory.
@@ -71,22 +74,24 @@ class Memory:
             Damaged: its bytes, or its answers to the golden batch, are not those that were published.
         """
         loaded = self._loaded.get(key)
-        if loaded and key in self._pinned:
-            return loaded
-        with self.loading:
-            if key not in self._loaded:
-                self._loaded[key] = self._open(*key)
-            self._asked[key] = None
-            self._asked.move_to_end(key)
-            self._retire()
-            return self._loaded[key]
+        if loaded is None:
+            with self.loading:
+                loaded = self._loaded.get(key)
+                if loaded is None:
+                    loaded = self._loaded[key] = self._open(*key)
+                self._touch(key)
+                self._retire()
+        elif key not in self._pinned:
+            self._touch(key)
+        return loaded
 
     def pin(self, keys: Iterable[Key]) -> None:
         """Keep these until the next call; one that was pinned before is drained and closed."""
         with self.loading:
             now = frozenset(keys)
-            for key in now | self._pinned:
-                self._asked.pop(key, None)
+            with self._touching:
+                for key in now | self._pinned:
+                    self._asked.pop(key, None)
             self._pinned = now
             self._retire()
 
@@ -109,8 +114,9 @@ class Memory:
         with self.loading:
             mine = {key: loaded for key, loaded in self._loaded.items() if key[0] in models}
             self.pin(self._pinned if pinned is None else pinned)
-            for key in mine:
-                self._asked.pop(key, None)
+            with self._touching:
+                for key in mine:
+                    self._asked.pop(key, None)
             self._retire()
             return [loaded for key, loaded in mine.items() if key not in self._loaded]
 
@@ -120,12 +126,20 @@ class Memory:
             for loaded in self._loaded.values():
                 loaded.predictor.close(wait=True)
 
+    def _touch(self, key: Key) -> None:
+        with self._touching:
+            self._asked[key] = None
+            self._asked.move_to_end(key)
+
     def _retire(self) -> None:
-        asked = [key for key in self._asked if key not in self._pinned and key in self._loaded]
-        keep = self._pinned | set(asked[-KEPT:] if not self._budget else self._within_budget(asked))
-        for key in [key for key in self._loaded if key not in keep]:
-            self._loaded.pop(key).predictor.close()
-            self._asked.pop(key, None)
+        with self._touching:
+            asked = [key for key in self._asked if key not in self._pinned and key in self._loaded]
+            keep = self._pinned | set(asked[-KEPT:] if not self._budget else self._within_budget(asked))
+            gone = [self._loaded.pop(key) for key in [key for key in self._loaded if key not in keep]]
+            for key in [key for key in self._asked if key not in keep]:
+                self._asked.pop(key)
+        for loaded in gone:
+            loaded.predictor.close()
         self._meters.loaded.set(len(self._loaded))
         self._meters.loaded_bytes.set(sum(loaded.size for loaded in self._loaded.values()))
 

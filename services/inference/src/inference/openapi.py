@@ -11,6 +11,14 @@ QUERY = {
     ("get", "/v1/jobs/{job_id}/events"): ("format", "after"), ("put", "/v1/uploads/{upload_id}"): ("filename",),
     ("post", "/v1/models/{name}/predict"): ("alias", "version", "variant", "top_k"),
 }
+KEY = ("Idempotency-Key",)
+HEADERS = {
+    ("post", "/v1/jobs"): KEY, ("post", "/v1/pipelines"): KEY,
+    ("put", "/v1/uploads/{upload_id}"): ("X-Content-SHA256", "Content-Digest"),
+    **{("post", f"/v2/models/{{model}}{version}/infer"): ("Inference-Header-Content-Length",)
+       for version in ("", "/versions/{version}")},
+}
+AGAIN = {("post", "/v1/jobs"), ("post", "/v1/pipelines"), ("put", "/v1/uploads/{upload_id}")}  # 200: it stands already
 JSON = "application/json"
 IMAGES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream", "multipart/form-data", JSON)
 # The Open Inference Protocol: clients that speak it need no description. A model is NAME, or NAME@ALIAS.
@@ -75,10 +83,8 @@ ROUTES = (
 
 def describe() -> dict[str, Any]:
     """The API as OpenAPI 3.1."""
-    error = {"type": "object", "properties": {"error": {
-        "type": "object", "required": ["code", "message"],
-        "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}}}
-    failed = {"description": "what went wrong, in words", "content": {JSON: {"schema": error}}}
+    coded = {"type": "object", "required": ["code", "message"],
+             "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}
     paths: dict[str, Any] = {}
     for method, path, summary, status, answer, bodies in ROUTES:
         inside = [part.split("}")[0] for part in path.split("{")[1:]]
@@ -86,10 +92,15 @@ def describe() -> dict[str, Any]:
         integers = ("number", "version", "top_k", "limit")
         parameters = [{"name": n, "in": where, "required": where == "path",
                        "schema": {"type": "integer" if n in integers else "string"}}
-                      for where, names in (("path", inside), ("query", asked)) for n in names]
+                      for where, names in (("path", inside), ("query", asked),
+                                           ("header", HEADERS.get((method, path), ()))) for n in names]
         told: dict[str, Any] = {"description": summary} | ({"content": {answer: {}}} if answer else {})
+        error = {"type": "object", "properties": {
+            "error": {"type": "string"} if path.startswith("/v2") else coded}}
+        failed = {"description": "what went wrong, in words", "content": {JSON: {"schema": error}}}
+        again = {"200": {**told, "description": "It stands already"}} if (method, path) in AGAIN else {}
         paths.setdefault(path, {})[method] = {
-            "summary": summary, "parameters": parameters, "responses": {str(status): told, "default": failed},
+            "summary": summary, "parameters": parameters, "responses": {str(status): told, **again, "default": failed},
             **({"requestBody": {"content": {kind: {} for kind in bodies}}} if bodies else {})}
     return {"openapi": "3.1.0", "info": {"title": "Lanner", "version": "1"}, "paths": paths}
 

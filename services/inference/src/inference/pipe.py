@@ -1,8 +1,10 @@
 """A connection that asks for what granian answers, as it is passed on: to the byte, in both directions."""
 
 import asyncio
+import os
 import re
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from inference import errors, reply
@@ -11,6 +13,7 @@ from inference.body import PIECE, stalled
 if TYPE_CHECKING:
     from inference.front import Front
 
+LINGER_S = 1.0
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)
 
 
@@ -73,8 +76,29 @@ class Pipe(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._front.open.discard(self)
-        if self._other is not None:
-            self._other.transport.close()
+        other, self._other = self._other, None
+        if other is None:
+            return
+        if error is None or self._is_client or other.transport.is_closing():
+            other.transport.close()
+        else:
+            other.transport.write(self._left_over())
+            other.end_after_answer()
+
+    def _left_over(self) -> bytes:
+        """What granian had sent when writing to it failed: it answers and closes while a client still sends."""
+        found = []
+        with suppress(OSError):
+            while piece := os.read(self.transport.get_extra_info("socket").fileno(), PIECE):
+                found.append(piece)
+        return b"".join(found)
+
+    def end_after_answer(self) -> None:
+        """Of a client that may still send: closed at once, its own bytes would wipe out the answer at its end."""
+        self._other, self._owed = None, 0
+        self.transport.resume_reading()
+        self.transport.write_eof()
+        self._front.loop.call_later(LINGER_S, self.transport.close)
 
     def close_when_idle(self) -> None:
         """granian does."""

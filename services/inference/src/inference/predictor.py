@@ -139,14 +139,19 @@ class Predictor:
         """Run what was submitted: here, if that is soon over, else in a thread of the Predictor."""
         with self._lock:
             self._drop()
-            if self._busy or not self._waiting:
-                return
-            self._busy = True
-            here = self.is_quick
-            if not here:
-                self._wake()
+            begins = not self._busy and bool(self._waiting)
+            over = self._closed and not self._busy and not self._waiting  # all that waited since `close` is given up
+            here = begins and self.is_quick
+            if begins:
+                self._busy = True
+                if not here:
+                    self._wake()
+            elif over and not self._alone:
+                self._wake(leads=False)
         if here:
             self._lead(self._collect())
+        elif over and self._alone:
+            self._end()
 
     def is_full(self, queue_s: float, more: int = 0) -> bool:
         """Whether an image behind `more` others would wait for longer than that, as far as can be told."""
@@ -234,8 +239,13 @@ class Predictor:
     def _wake(self, leads: bool = True) -> None:
         """Let the Predictor's own thread run what waits; it begins when it is needed first. The lock is held."""
         if self._owner is None:
-            self._owner = SimpleQueue()
-            threading.Thread(target=self._own, args=(self._owner,), name=f"predictor {self.name}", daemon=True).start()
+            owner: SimpleQueue[bool] = SimpleQueue()
+            try:
+                threading.Thread(target=self._own, args=(owner,), name=f"predictor {self.name}", daemon=True).start()
+            except RuntimeError:  # no thread can be had now: the next request tries again
+                self._busy = False
+                raise
+            self._owner = owner
         self._owner.put(leads)
 
     def _own(self, owner: "SimpleQueue[bool]") -> None:

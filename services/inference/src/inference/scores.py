@@ -9,7 +9,7 @@ from inference.context import Api
 from inference.loaded import Served
 from inference.predictor import LAST, Closed, NotInTime
 from inference.statistics import Timing
-from inference.steps import Ask, Steps
+from inference.steps import LOAD, Ask, Steps
 from shared.errors import Unavailable
 
 DEADLINE_S = 10.0
@@ -37,7 +37,7 @@ def scores(context: Api, timing: Timing, name: str, alias: str, version: int | N
     """
     deadline, queue_s = time.monotonic() + patience_s, context.settings.queue_ms / 1000 or float("inf")
     if version is not None or variant is not None or not context.loaded.is_ready(name, alias):
-        yield None
+        yield LOAD
     while True:
         served = context.loaded.resolve(name, alias, version, variant)
         timing.found(served.version)
@@ -46,6 +46,7 @@ def scores(context: Api, timing: Timing, name: str, alias: str, version: int | N
             predictor.check(deadline, queue_s)
             if weight > LIGHT:
                 yield None
+                predictor.check(deadline, queue_s)
             began = time.monotonic_ns()
             batch = batch_of(served.loaded.spec.size)
             timing.input_ns = time.monotonic_ns() - began
@@ -54,6 +55,7 @@ def scores(context: Api, timing: Timing, name: str, alias: str, version: int | N
         except Closed:  # it was replaced meanwhile: ask for the present one
             if time.monotonic() > deadline:
                 raise Unavailable(f"{name} is being replaced", "busy") from None
+            yield LOAD
         except NotInTime:
             raise late(patience_s) from None
         else:

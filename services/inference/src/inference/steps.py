@@ -25,7 +25,12 @@ class Ask:
     queue_s: float = float("inf")
 
 
-Steps = Generator[Ask | None, Answer | None, T]  # None: what comes next takes long, as loading or a large image
+class Load:
+    """What comes next may load a Variant, or wait for others that load."""
+
+
+LOAD = Load()
+Steps = Generator[Ask | Load | None, Answer | None, T]  # None: what comes next takes long, as a large image
 
 
 def finish(steps: Steps[T]) -> T:
@@ -39,7 +44,7 @@ def finish(steps: Steps[T]) -> T:
             result: T = e.value
             return result
         answer = error = None
-        if ask is not None:
+        if isinstance(ask, Ask):
             try:
                 answer = ask.predictor.answer(ask.images, ask.deadline, ask.priority, ask.queue_s)
             except Exception as e:

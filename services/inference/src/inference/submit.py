@@ -67,10 +67,16 @@ def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str =
     jobs = {stage: parse(stage, {**_stage(body, stage, ids[stage]), **ids[stage]}) for stage in STAGES}
     pipeline, requests, new, parent, trace = mint("p"), {}, False, "", _told(traceparent)
     _ask_queue(ledger, [mint("j", stage) for stage in STAGES])
-    for stage, job in jobs.items():
-        requests[stage], first = ledger.accept(mint("j", stage), job, parent=parent, pipeline=pipeline,
-                                               traceparent=trace)
-        new, parent = new or first, requests[stage].id
+    try:
+        for stage, job in jobs.items():
+            requests[stage], first = ledger.accept(mint("j", stage), job, parent=parent, pipeline=pipeline,
+                                                   traceparent=trace)
+            new, parent = new or first, requests[stage].id
+    except OSError:  # half a pipeline is none
+        for request in requests.values():
+            with suppress(OSError):
+                ledger.ask_cancel(request.id)
+        raise
     _deliver(ledger, requests["preprocess"])
     return Pipeline(pipeline, requests, new)
 

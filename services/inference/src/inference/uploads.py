@@ -5,6 +5,7 @@ import binascii
 import re
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from flask import Blueprint, Response, jsonify, request
@@ -15,7 +16,7 @@ from inference.context import api
 from inference.receive import Upload, receive, same, sweep
 from shared.artifacts import list_ids, read_json
 from shared.errors import Conflict, NotFound, Refused
-from shared.jobs import PreprocessJob, check_id
+from shared.jobs import PredictJob, PreprocessJob, check_id
 from shared.ledger import Ledger
 
 bp = Blueprint("uploads", __name__)
@@ -50,7 +51,11 @@ def put(upload_id: str) -> tuple[Response, int]:
 @bp.get("/v1/uploads")
 def index() -> Response:
     root = api().settings.artifacts
-    return jsonify(uploads=[find_upload(root, upload_id) for upload_id in list_ids(root, "raw")])
+    found = []
+    for upload_id in list_ids(root, "raw"):
+        with suppress(NotFound):  # deleted meanwhile, or a folder of somebody else
+            found.append(find_upload(root, upload_id))
+    return jsonify(uploads=found)
 
 
 @bp.get("/v1/uploads/<upload_id>")
@@ -77,7 +82,7 @@ def _reader(ledger: Ledger, upload_id: str) -> str:
     for job_id in ledger.ids():
         if ledger.ended(job_id) is None:
             job = ledger.request(job_id).job
-            if isinstance(job, PreprocessJob) and job.source == f"upload:{upload_id}":
+            if isinstance(job, PreprocessJob | PredictJob) and job.source == f"upload:{upload_id}":
                 return job_id
     return ""
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
@@ -77,6 +77,7 @@ def _from_folders(files: list[Member], skip: int) -> Columns:
         raise Refused(f"the source has {len(files)} files and no folders, such as {files[0].path[skip:]!r}: the labels "
                       f"are missing; {EXPECTED}", "bad_dataset")
     if not all(folder.lower() in SPLIT_NAMES for folder in folders):
+        _refuse_splits_among(folders, [m.path[skip:] for m in files])
         labels = [top for top in tops if top]
         return [m for m, top in zip(files, tops, strict=True) if top], labels, [0] * len(labels)
     if not any(m.path.count("/", skip) > 1 for m in files):
@@ -86,6 +87,15 @@ def _from_folders(files: list[Member], skip: int) -> Columns:
     members = [m for m in files if m.path.count("/", skip) > 1]
     parts = [m.path[skip:].split("/", 2) for m in members]
     return members, [label for _, label, _ in parts], [SPLIT_NAMES[top.lower()] for top, _, _ in parts]
+
+
+def _refuse_splits_among(folders: set[str], paths: Sequence[str]) -> None:
+    """Refuse folders of which some hold the classes of splits and others are no splits: what is a class here?"""
+    holders = {top for path in paths if path.count("/") > 1 and (top := path.split("/", 1)[0]).lower() in SPLIT_NAMES}
+    if len({SPLIT_NAMES[top.lower()] for top in holders}) > 1:
+        others = sorted(folder for folder in folders if folder.lower() not in SPLIT_NAMES)
+        raise Refused(f"{' and '.join(sorted(holders))} hold folders, as splits do, and {others[0]!r} beside them is "
+                      f"no split: take it out, or give it the name of one ({', '.join(SPLIT_NAMES)})", "bad_dataset")
 
 
 def _from_csv(tree: Tree, manifest: Member, files: list[Member], skip: int) -> Columns | None:

@@ -26,7 +26,7 @@ def locate(source: str, ctx: Attempt) -> Path:
     word, _, rest = source.partition(":")
     match word:
         case "cifar10":
-            return download(ctx.settings.cifar10_url, ctx.root / "raw" / "cifar10" / "cifar-10-binary.tar.gz",
+            return download(ctx.settings.cifar10_url, ctx.root / ".downloads" / "cifar-10-binary.tar.gz",
                             CIFAR10_SHA256, REMEDY, ctx)
         case "upload":
             return uploaded(ctx.root, check_id(rest, "upload id"))

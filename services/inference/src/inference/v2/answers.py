@@ -12,6 +12,7 @@ from inference.v2.messages import INPUT, OUTPUT, InferRequest, Object, Output, T
 from inference.v2.tensors import from_binary, to_binary, to_json
 from shared.errors import Refused
 
+HEAD = 4096  # bytes of an image that are looked through for its size; a multiple of 4, as base64 has it
 WriteRegion = Callable[[str, int, int, bytes], None]  # (region, offset, most bytes, bytes)
 
 
@@ -53,7 +54,7 @@ def weigh(tensor: Tensor) -> int:
     if tensor.datatype != "BYTES":
         return tensor.array.nbytes
     try:
-        return sum(weight(base64.b64decode(item[:44]) if tensor.json else item[:32], len(item))
+        return sum(weight(base64.b64decode(item[:HEAD]) if tensor.json else item[:HEAD], len(item))
                    for item in tensor.array.reshape(-1))
     except binascii.Error:
         return 0  # it is refused at once

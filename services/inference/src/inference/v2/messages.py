@@ -105,6 +105,8 @@ def _message(model: str, head: bytes) -> _Message:
         raise Refused("parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
                       f"specified: {reserved}", "malformed")
     outputs = field(message, "outputs", list, [])
+    if len(outputs) > 1:
+        raise Refused(f"expected at most 1 outputs but got {len(outputs)} outputs for model '{model}'", "malformed")
     binary = field(parameters, "binary_data_output", bool, False)
     return _Message(_input(model, field(message, "inputs", list)),
                     tuple(_output(model, item) for item in outputs) or (Output(binary),),

@@ -6,6 +6,7 @@ A BYTES element is its length (4 bytes, little-endian) and its bytes. BF16 is a 
 import math
 import struct
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,14 @@ def from_json(data: Any, datatype: str, shape: Sequence[int], what: str) -> np.n
     if not isinstance(data, list):
         raise Refused(f"Unable to parse 'data': expected a list for {what}", "malformed")
     try:
-        flat = _texts(data) if datatype == "BYTES" else _numbers(data, datatype)
+        found = _flat(data)
+        if len(found) != math.prod(shape):
+            raise Refused(f"unable to parse 'data': {what} has {len(found)} elements, its shape {list(shape)} has "
+                          f"{math.prod(shape)}", "malformed")
+        flat = _texts(found) if datatype == "BYTES" else _numbers(found, datatype)
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise Refused(f"Unable to parse 'data': the list for {what} is ragged, or has values that are not {datatype}",
                       "malformed") from None
-    if flat.size != math.prod(shape):
-        raise Refused(f"unable to parse 'data': {what} has {flat.size} elements, its shape {list(shape)} has "
-                      f"{math.prod(shape)}", "malformed")
     return flat.reshape(shape)
 
 
@@ -71,15 +73,29 @@ def to_json(tensor: np.ndarray, datatype: str) -> list[Any]:
     return [item.decode() for item in flat] if datatype == "BYTES" else flat
 
 
+def _flat(data: list[Any]) -> list[Any]:
+    """The elements of nested lists, in order. Raises ValueError where they are ragged.
+
+    Before NumPy sees them: it makes every element of a list as long as the longest text in it.
+    """
+    while set(map(type, data)) == {list}:
+        if len(set(map(len, data))) > 1:
+            raise ValueError
+        data = list(chain.from_iterable(data))
+    return data
+
+
 def _numbers(data: list[Any], datatype: str) -> np.ndarray:
     numbers = np.dtype(NUMBERS[datatype])
+    if not set(map(type, data)) <= {int, float, bool}:
+        raise ValueError
     found = np.array(data)
     if found.size == 0:
         return np.empty(0, numbers)
     if datatype == "UINT64" and found.dtype == np.float64:  # NumPy's choice for integers on both sides of 2**63
-        found = np.array(data, object)
-        if not all(type(value) is int for value in found.reshape(-1)):
+        if set(map(type, data)) != {int}:
             raise ValueError
+        found = np.array(data, object)
     elif found.dtype.kind not in KINDS[numbers.kind]:
         raise ValueError
     if numbers.kind in "iu":
@@ -91,12 +107,9 @@ def _numbers(data: list[Any], datatype: str) -> np.ndarray:
 
 
 def _texts(data: list[Any]) -> np.ndarray:
-    found = np.empty(0, object) if not data else np.array(data, object).reshape(-1)
-    return _objects([text.encode() if isinstance(text, str) else _refuse() for text in found])
-
-
-def _refuse() -> bytes:
-    raise ValueError
+    if not set(map(type, data)) <= {str}:
+        raise ValueError
+    return _objects([text.encode() for text in data])
 
 
 def _strings(data: memoryview, shape: Sequence[int], what: str) -> np.ndarray:
