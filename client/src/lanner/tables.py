@@ -59,7 +59,7 @@ def card(body: Json) -> Group:
                       f"{row['images_per_s'][batch]:,.0f}", f"{row['bytes'] / 1e6:.2f}", _verdict(row, body),
                       style="bold" if row.get("winner") else None)
     reasons = [f"{row['variant']}: {row['why']}" for row in body["rows"] if row.get("why")]
-    return Group(table, *reasons, *_fitted(body), *_chosen(body), _tested(body))
+    return Group(table, *reasons, *_fitted(body), *_chosen(body), *_left(body), _tested(body))
 
 
 def _fitted(body: Json) -> list[str]:
@@ -75,11 +75,17 @@ def _chosen(body: Json) -> list[str]:
     return [f"auto chose {sentence}" for sentence in (body.get("recipe") or {}).get("chosen") or ()]
 
 
+def _left(body: Json) -> list[str]:
+    """Why the alias is where it was, though there is a winner."""
+    alias = body["alias"]
+    return [f"{alias['alias']} was not moved: {alias['reason']}"] if body.get("winner") and not alias["moved"] else []
+
+
 def _verdict(row: Json, body: Json) -> str:
     if "gate" not in row:
         return "reference"
     if row["winner"]:
-        return str(body["alias"]["alias"]) if body["alias"]["moved"] else "best"
+        return f"made {body['alias']['alias']}" if body["alias"]["moved"] else "best"
     return "passes" if row["gate"]["passes"] else "refused"
 
 

@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -126,7 +126,7 @@ def _zip_members(f: IO[bytes]) -> list[Member]:
 
 
 def _zip_member(info: zipfile.ZipInfo) -> Member:
-    path = safe_path(info.filename.replace("\\", "/"), "zip")
+    path = safe_path(_zip_name(info).replace("\\", "/"), "zip")
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         raise Refused(f"the zip's member {path} is a link or a device: expected files and folders", BAD_ARCHIVE)
@@ -139,6 +139,14 @@ def _zip_member(info: zipfile.ZipInfo) -> Member:
         raise Refused(f"the zip's member {path} has two lengths, {info.compress_size} and {info.file_size}: it is "
                       "damaged; pack it anew", BAD_ARCHIVE)
     return Member(path, info.file_size, info.header_offset, info.compress_size, info.compress_type, info.CRC)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The member's name: zipfile takes it for code page 437 unless told otherwise, Info-ZIP writes UTF-8 untold."""
+    if not info.flag_bits & 0x800:
+        with suppress(UnicodeError):
+            return info.filename.encode("cp437").decode("utf-8")
+    return info.filename
 
 
 def _check_directory(f: IO[bytes], size: int) -> None:
@@ -192,6 +200,12 @@ def _tar_members(f: IO[bytes]) -> list[Member]:
                     members.append(_tar_member(info, size))
                 if len(members) > MAX_MEMBERS:
                     break
+            end = archive.offset  # type: ignore[attr-defined]
+        f.seek(end)
+        # tarfile takes a bad header for the end.
+        if len(members) <= MAX_MEMBERS and f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise Refused(f"the tar has no header and no end at byte {end}, behind {len(members)} files: it is damaged "
+                          "or cut off; send it again", BAD_ARCHIVE)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as e:
         raise Refused(f"the tar can't be read ({e}): it is damaged or cut off; send it again", BAD_ARCHIVE) from None
     _check_members(members, size, "tar")

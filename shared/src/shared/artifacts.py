@@ -209,14 +209,13 @@ def names(root: Path) -> list[str]:
 
 
 def promote(root: Path, name: str, alias: str, version: int, variant: str, *, by: str,
-            unless_moved_after: str | None = None, seq: int | None = None) -> dict[str, Any]:
+            seq: int | None = None) -> dict[str, Any]:
     """Point an alias at a Variant of a version. The only way an alias moves; flock, compare, replace.
 
     Raises:
         NotFound: no such version, or no such published Variant.
         Damaged: the Variant is not what was published.
-        Conflict: the alias was moved after `unless_moved_after` (ISO time), by somebody who knew better; or `seq` is
-            not the number of its last move.
+        Conflict: `seq` is not the number of its last move, 0 for none: somebody moved it who knew better.
     """
     check_id(alias, "alias")
     model = versions(root, name).get(version)
@@ -227,9 +226,6 @@ def promote(root: Path, name: str, alias: str, version: int, variant: str, *, by
     path = root / "aliases" / name / f"{alias}.json"
     with locked(root / "aliases" / name / ".lock"):
         old = read_json(path) if path.exists() else None
-        if old and unless_moved_after and old["moved_at"] > unless_moved_after:
-            raise Conflict(f"{name}@{alias} was moved at {old['moved_at']} by {old['moved_by']}, "
-                           f"after this was accepted at {unless_moved_after}: left as it is", "alias_moved")
         if old and seq not in (None, old["seq"]):
             raise Conflict(f"{name}@{alias} was moved by {old['moved_by']} just now: look where it points",
                            "alias_moved")

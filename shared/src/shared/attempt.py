@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -22,7 +23,7 @@ from rq.timeouts import JobTimeoutException
 from shared import faults, gpu, tracing
 from shared.artifacts import open_artifact
 from shared.errors import Damaged, LannerError, NotFound, Refused
-from shared.jobs import TrainJob, TuneJob
+from shared.jobs import Job, TrainJob, TuneJob
 from shared.ledger import TERMINAL, Ledger, Request
 from shared.queue import connect, nudge
 from shared.settings import Settings, load
@@ -55,9 +56,18 @@ class Attempt:
         self.job_id, self.settings, self._ledger = job_id, settings, ledger
         self.root = settings.artifacts
         self.work: Path = settings.artifacts / "work" / job_id
-        self.accepted_at = ledger.request(job_id).accepted_at
+        self.request = ledger.request(job_id)
         self._stage, self._began, self._first, self._told = "", 0.0, 0.0, 0.0
+        self.waits = False  # for a GPU
         self.stages: list[tuple[str, int]] = []  # name, when it began in ns since the epoch
+
+    def came_after(self, by: str) -> bool:
+        """Whether this is a job's id, and that was accepted before this one."""
+        if not by.startswith("j-"):
+            return False
+        with suppress(LannerError):
+            return self._ledger.request(by).accepted_at <= self.request.accepted_at
+        return False
 
     @property
     def should_stop(self) -> bool:
@@ -73,6 +83,7 @@ class Attempt:
 
     def wait_for_gpu(self) -> None:
         """Show that the job waits for a GPU, and leave if it should."""
+        self.waits = True
         self.check()
         self._ledger.live(self.job_id, state="waiting", progress=json.dumps({"stage": "waiting for a GPU"}))
 
@@ -117,13 +128,20 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
             number = ledger.begin(job_id, delivery.worker_name or "", delivery.id)
         else:
             number = ledger.begin(job_id, f"pid-{os.getpid()}")
+        log.info("%s attempt %d begins", job_id, number)
         began, ctx = time.time_ns(), Attempt(job_id, settings, ledger)
         outcome = _run(ledger, job_id, body, ctx)
         ended = time.time_ns()
-        ledger.finish_attempt(job_id, number, outcome.word, outcome.message)
-        if outcome.word in TERMINAL:
-            ledger.end(job_id, outcome.word, code=outcome.code, message=outcome.message, result=outcome.result)
-        else:
+        log.log(logging.WARNING if outcome.code else logging.INFO, "%s %s%s", job_id, outcome.word,
+                f": {outcome.message} [{outcome.code}]" if outcome.code else "")
+        try:
+            ledger.finish_attempt(job_id, number, outcome.word, outcome.message)
+            if outcome.word in TERMINAL:
+                ledger.end(job_id, outcome.word, code=outcome.code, message=outcome.message, result=outcome.result)
+        except OSError as e:  # a full disk: it is said where it can be, and the keeper tries again later
+            ledger.live(job_id, lost=f"{outcome.message or outcome.word}; writing that failed: {e}")
+            raise
+        if outcome.word not in TERMINAL:
             ledger.live(job_id, state="queued", progress="null")
             ledger.event(job_id, "queued", reason=outcome.word, message=outcome.message)
     nudge(redis)
@@ -170,9 +188,9 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
             if ctx.settings.device == "gpu":
                 count = ctx.settings.gpus_per_training if isinstance(job, (TrainJob, TuneJob)) else 1
                 with gpu.lease(ctx.root, ctx.wait_for_gpu, count):
-                    result = body(job, ctx)
+                    result = _in_time(body, job, ctx)
             else:
-                result = body(job, ctx)
+                result = _in_time(body, job, ctx)
         faults.point("before-record-ends")
         return Outcome("succeeded", result=result)
     except Stopped:
@@ -182,6 +200,8 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
     except (Refused, NotFound, Damaged) as e:
         return Outcome("failed", e.code, str(e))
     except JobTimeoutException:
+        if ctx.waits:
+            return Outcome("stopped", message="no GPU was free for days")
         return Outcome("failed", "timeout", f"ran longer than {job.TIMEOUT_S} s")
     except Exception as e:  # the boundary: whatever a library raises becomes a reason in the record
         log.exception("job %s", job_id)
@@ -190,6 +210,14 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
             code = "disk_full"
         last = ledger.spent(job_id) >= ctx.settings.max_attempts
         return Outcome("failed" if last else "error", code, f"{type(e).__name__}: {e}")
+
+
+def _in_time(body: Callable[[Any, Attempt], Result], job: Job, ctx: Attempt) -> Result:
+    """The body's clock starts here: RQ's, whose handler raises JobTimeoutException, has room to wait for a GPU."""
+    ctx.waits = False
+    if get_current_job():
+        signal.alarm(job.TIMEOUT_S)
+    return body(job, ctx)
 
 
 def _published(root: Path, target: str) -> Result | None:

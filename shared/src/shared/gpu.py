@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shared.errors import Refused
+from shared.errors import Refused, Unavailable
 
 # The oldest driver that runs CUDA 12 programs: CUDA 12 release notes, table "CUDA Toolkit and Minimum Required Driver
 # Version for CUDA Minor Version Compatibility" (docs.nvidia.com/cuda/cuda-toolkit-release-notes), Linux x86_64.
@@ -26,7 +26,7 @@ FIELDS = "uuid,name,driver_version,memory.total,compute_cap"
 
 @dataclass(frozen=True)
 class Gpu:
-    """uuid as CUDA_VISIBLE_DEVICES takes it; memory in MiB; capability as "9.0"."""
+    """uuid as CUDA_VISIBLE_DEVICES takes it; memory in MiB, 0 if not known; capability as "9.0"."""
 
     uuid: str
     name: str
@@ -41,17 +41,27 @@ def find() -> list[Gpu]:
     Honours CUDA_VISIBLE_DEVICES when it lists indices or uuids.
     """
     try:
-        text = subprocess.run(["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"], check=True,
+        # Its exit status says that one GPU is in trouble even where it lists the others.
+        text = subprocess.run(["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"], check=False,
                               capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
-    gpus = [Gpu(uuid, name, driver, int(float(memory)), capability) for uuid, name, driver, memory, capability in rows]
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    gpus = [Gpu(uuid, name, driver, _mib(memory), capability) for uuid, name, driver, memory, capability in
+            (row for row in rows if len(row) == 5 and row[0].startswith(("GPU-", "MIG-")))]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return gpus
     wanted = [c.strip() for c in chosen.split(",") if c.strip()]
     return [g for i, g in enumerate(gpus) if str(i) in wanted or g.uuid in wanted]
+
+
+def _mib(text: str) -> int:
+    """0 where the driver has no figure, as for memory that a GPU shares with the host."""
+    try:
+        return int(float(text))
+    except ValueError:
+        return 0
 
 
 def check() -> list[Gpu]:
@@ -81,12 +91,13 @@ def lease(root: Path, waiting: Callable[[], None], count: int = 1) -> Iterator[l
     Sets CUDA_VISIBLE_DEVICES to them, so it must be taken before any CUDA library is used; an import alone is none.
 
     Raises:
+        Unavailable: none can be seen now, though the worker saw one when it began.
         Refused: the host has not that many GPUs.
     """
     gpus = find()
     if not gpus:
-        raise Refused("this job needs a GPU and none is visible; set DEVICE=cpu, or give the container a GPU",
-                      "gpu_missing")
+        raise Unavailable("this job needs a GPU and nvidia-smi shows none: look at the driver's log on the host, or "
+                          "set DEVICE=cpu", "gpu_missing")
     if len(gpus) < count:
         raise Refused(f"this job needs {count} GPUs and {len(gpus)} can be seen: set GPUS_PER_TRAINING to at most "
                       f"{len(gpus)}, or give the container more", "gpu_missing")

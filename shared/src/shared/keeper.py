@@ -11,6 +11,8 @@ import shutil
 import signal
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis import RedisError
@@ -36,13 +38,35 @@ class Keeper:
     def __init__(self, settings: Settings, ledger: Ledger):
         self.settings, self.ledger, self.redis = settings, ledger, ledger.redis
         self.over: set[str] = set()
+        self.odd: set[str] = set()  # jobs that could not be looked at
         self.since: dict[tuple[str, str], float] = {}  # (job, what looks wrong) -> since when
 
     def step(self) -> None:
-        """Look once at every open job, oldest first. Raises RedisError when the server does not answer."""
-        open_jobs = [self.ledger.request(i) for i in self.ledger.ids() if i not in self.over]
+        """Look once at every open job, oldest first. Raises RedisError when the server does not answer.
+
+        One that can't be looked at, such as a record that another version wrote, keeps no other waiting.
+        """
+        open_jobs = []
+        for job in self.ledger.ids():
+            if job not in self.over:
+                with self._alone(job):
+                    open_jobs.append(self.ledger.request(job))
         for request in sorted(open_jobs, key=lambda r: r.accepted_at):
-            self.look(request)
+            with self._alone(request.id):
+                self.look(request)
+                self.odd.discard(request.id)
+
+    @contextmanager
+    def _alone(self, job: str) -> Iterator[None]:
+        """Whatever fails is of this job alone, and logged the first time."""
+        try:
+            yield
+        except RedisError:
+            raise
+        except Exception:
+            if job not in self.odd:
+                self.odd.add(job)
+                log.exception("%s can't be kept", job)
 
     def look(self, request: Request) -> None:
         ledger, job = self.ledger, request.id
@@ -72,7 +96,8 @@ class Keeper:
         spent = spent_of(attempts)
         last = attempts[-1] if attempts else {}
         if spent >= self.settings.max_attempts:
-            how = last.get("message") or "its process was killed (out of memory, or this input kills it)"
+            lost = ledger.read_live(job).get("lost", "")
+            how = last.get("message") or lost or "its process was killed (out of memory, or this input kills it)"
             ledger.end(job, "failed", code="poison", message=f"gave up after {spent} attempts; the last: {how}")
             return
         number = int(ledger.read_live(job).get("delivery", 0))
@@ -86,7 +111,8 @@ class Keeper:
             if status == JobStatus.QUEUED and queue.get_job_position(rq_id) is not None:
                 return
             if last.get("delivery") == rq_id or status == "lost":  # it ran, and its process is gone
-                wait = FAIL_DELAY_S * 4 ** (spent - 1) if last.get("outcome") == "error" else 0.0
+                raised = last.get("outcome") == "error" or ledger.read_live(job).get("lost")
+                wait = FAIL_DELAY_S * 4 ** (spent - 1) if raised else 0.0
             elif status in (JobStatus.QUEUED, JobStatus.STARTED):  # popped, and not running yet or no more
                 wait = self.settings.silence_s
             elif number - len(attempts) < FRUITLESS:
@@ -112,10 +138,10 @@ class Keeper:
         return now - self.since.setdefault((job, what), now) >= seconds
 
     def _kill(self, request: Request) -> None:
-        number = int(self.ledger.read_live(request.id).get("delivery", 0))
+        delivery = self.ledger.attempts(request.id)[-1]["delivery"]  # the one that runs; a later one may be queued
         log.warning("%s did not stop within %g s of being cancelled: its process is killed", request.id, CANCEL_GRACE_S)
         try:
-            send_stop_job_command(self.redis, delivery_id(request, number), serializer=JSONSerializer)
+            send_stop_job_command(self.redis, delivery, serializer=JSONSerializer)
         except (NoSuchJobError, InvalidJobOperation) as e:
             log.warning("%s: %s", request.id, e)
 
@@ -124,9 +150,10 @@ class Keeper:
         folder = self.settings.artifacts / ".staging"
         for path in folder.iterdir() if folder.is_dir() else []:
             job = path.name.split(".")[0]
-            if time.time() - path.stat().st_mtime > STAGING_S and not self._runs(job):
-                log.info("swept %s", path.name)
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError):  # it was published meanwhile
+                if time.time() - path.stat().st_mtime > STAGING_S and not self._runs(job):
+                    log.info("swept %s", path.name)
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _runs(self, job: str) -> bool:
         return (self.ledger.folder / job).is_dir() and self.ledger.is_running(job)

@@ -21,9 +21,9 @@ from typing import Any
 
 from redis import Redis, RedisError
 
-from shared.artifacts import fsync_dir, now, read_json, write_json
+from shared.artifacts import aliases, fsync_dir, now, read_json, write_json
 from shared.errors import Conflict, NotFound
-from shared.jobs import Job, check_id, kind_of, parse, payload
+from shared.jobs import Job, OptimizeJob, check_id, kind_of, parse, payload
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 EVENTS_KEPT = 1000
@@ -31,7 +31,10 @@ EVENTS_KEPT = 1000
 
 @dataclass(frozen=True)
 class Request:
-    """An accepted job as it was written; immutable."""
+    """An accepted job as it was written; immutable.
+
+    alias_seq: the number of the last move of the alias that it is to move, 0 for none.
+    """
 
     id: str
     kind: str
@@ -40,6 +43,7 @@ class Request:
     pipeline: str
     accepted_at: str
     traceparent: str = ""
+    alias_seq: int | None = None
 
 
 class Ledger:
@@ -64,7 +68,7 @@ class Ledger:
         folder = self.folder / check_id(job_id, "job id")
         folder.mkdir(parents=True, exist_ok=True)
         body = {"id": job_id, "kind": kind_of(job), "job": payload(job), "parent": parent, "pipeline": pipeline,
-                "accepted_at": now(), "traceparent": traceparent}
+                "accepted_at": now(), "traceparent": traceparent, "alias_seq": self._alias_seq(job)}
         new = _create(folder / "request.json", body)
         request = self.request(job_id)
         if not new and payload(request.job) != payload(job):
@@ -76,10 +80,19 @@ class Ledger:
     def request(self, job_id: str) -> Request:
         """Raises NotFound for an unknown id."""
         if job_id not in self._requests:
-            body = read_json(self.folder / check_id(job_id, "job id") / "request.json")
+            path = self.folder / check_id(job_id, "job id") / "request.json"
+            if not path.exists():
+                raise NotFound(f"job {job_id} does not exist: GET /v1/jobs lists the latest")
+            body = read_json(path)
             self._requests[job_id] = Request(body["id"], body["kind"], parse(body["kind"], body["job"]), body["parent"],
-                                             body["pipeline"], body["accepted_at"], body.get("traceparent", ""))
+                                             body["pipeline"], body["accepted_at"], body.get("traceparent", ""),
+                                             body.get("alias_seq"))
         return self._requests[job_id]
+
+    def _alias_seq(self, job: Job) -> int | None:
+        if not isinstance(job, OptimizeJob):
+            return None
+        return int(aliases(self.folder.parent, job.name).get(job.alias, {}).get("seq", 0))
 
     def ids(self) -> list[str]:
         """Every accepted job."""
@@ -99,7 +112,7 @@ class Ledger:
         write_json(self.folder / job_id / f"attempt-{number}.json", {
             "number": number, "worker": worker, "delivery": delivery, "host": socket.gethostname(), "pid": os.getpid(),
             "started_at": now()})
-        self.live(job_id, state="running", worker=worker, attempt=number)
+        self.live(job_id, state="running", worker=worker, attempt=number, lost="")
         self.event(job_id, "running", worker=worker, attempt=number)
         return number
 

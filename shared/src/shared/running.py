@@ -18,11 +18,13 @@ from shared.stack import Program, Stack
 START_LIMIT_S = 180.0
 QUICK_S = 10.0  # a process that lived shorter than this counts as having died at once
 QUICK_DEATHS = 3
+RETRY_S = 5.0  # after a process could not be started at all
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    with suppress(OSError):  # its log may be on a full disk
+        print(text, flush=True)
 
 
 @dataclass
@@ -93,7 +95,12 @@ class Supervisor:
                 continue
             if r.program.name != "valkey" and not self._valkey_answers():
                 break
-            r.pid = processes.start(r.program.argv, self.stack.env, self.stack.log(r.program.name))
+            try:
+                r.pid = processes.start(r.program.argv, self.stack.env, self.stack.log(r.program.name))
+            except OSError as e:
+                r.retry_at = time.monotonic() + RETRY_S
+                say(f"{r.program.name} can't be started ({e}); trying again in {RETRY_S:g} s")
+                continue
             r.started = time.monotonic()
             self._write()
 
@@ -159,7 +166,11 @@ class Supervisor:
         return "\n".join(f"    {line}" for line in text)
 
     def _write(self) -> None:
-        write_json(self.stack.state / "stack.json", {
-            "pid": os.getppid(), "url": self.stack.url, "owner": self.owner, "ready": self.ready,
-            "tensorboard": any(r.program.name == "tensorboard" for r in self.running),
-            "processes": {r.program.name: {"pid": r.pid, "restarts": r.deaths} for r in self.running}})
+        """For those who ask how the stack is. It goes on without: a full disk must not stop what still serves."""
+        try:
+            write_json(self.stack.state / "stack.json", {
+                "pid": os.getppid(), "url": self.stack.url, "owner": self.owner, "ready": self.ready,
+                "tensorboard": any(r.program.name == "tensorboard" for r in self.running),
+                "processes": {r.program.name: {"pid": r.pid, "restarts": r.deaths} for r in self.running}})
+        except OSError as e:
+            say(f"stack.json can't be written: {e}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 log = logging.getLogger("lanner.worker")
+READY = b"1"
 
 
 class Standby:
@@ -28,16 +29,29 @@ class Standby:
 
     def __init__(self, modules: Sequence[str], begin: Callable[[], None], work: Callable[[dict[str, str]], None]):
         read, self._write = os.pipe()
+        self._imported, tell = os.pipe()
+        os.set_blocking(self._imported, False)
         try:
             self.pid = os.fork()
         except OSError:
-            os.close(read)
-            os.close(self._write)
+            for end in (read, self._write, self._imported, tell):
+                os.close(end)
             raise
         if self.pid == 0:
             os.close(self._write)
-            _wait(read, modules, begin, work)
+            os.close(self._imported)
+            _wait(read, tell, modules, begin, work)
         os.close(read)
+        os.close(tell)
+        self._is_ready = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the child has imported all."""
+        if not self._is_ready:
+            with contextlib.suppress(BlockingIOError):
+                self._is_ready = os.read(self._imported, 1) == READY
+        return self._is_ready
 
     def hand_over(self, **job: str) -> bool:
         """Give the child its job; False where it is not there any more."""
@@ -49,17 +63,21 @@ class Standby:
         except (BrokenPipeError, ChildProcessError):
             return False
         finally:
-            os.close(self._write)
+            self._close()
 
     def end(self) -> None:
         """End a child that was handed nothing."""
-        os.close(self._write)
+        self._close()
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
 
+    def _close(self) -> None:
+        os.close(self._write)
+        os.close(self._imported)
 
-def _wait(read: int, modules: Sequence[str], begin: Callable[[], None],
+
+def _wait(read: int, tell: int, modules: Sequence[str], begin: Callable[[], None],
           work: Callable[[dict[str, str]], None]) -> None:
     """The child's life; it does not come back."""
     try:
@@ -70,6 +88,9 @@ def _wait(read: int, modules: Sequence[str], begin: Callable[[], None],
                 import_module(name)
             except Exception:  # a library may raise what it likes when it is imported
                 log.warning("%s can't be imported: the next job will tell", name, exc_info=True)
+        with contextlib.suppress(BrokenPipeError):  # the worker is gone, as the next line tells
+            os.write(tell, READY)
+        os.close(tell)
         with open(read, encoding="utf-8") as told:
             line = told.readline()
         if line:  # else the worker has closed its end

@@ -9,8 +9,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +21,8 @@ from rq.serializers import JSONSerializer
 
 from shared import gpu, tracing
 from shared.attempt import ask_stop
+from shared.errors import LannerError
+from shared.ledger import Ledger
 from shared.queue import SafeJob, connect, queue_of
 from shared.settings import load
 from shared.standby import Standby
@@ -28,10 +31,12 @@ from shared.standby import Standby
 class LannerWorker(Worker):  # type: ignore[misc]
     """RQ's forking worker that hands SIGTERM on to the job as SIGUSR1: it saves and goes back to the queue.
 
-    With `ahead`, modules that its jobs import, a process with these imported waits for each next job.
+    With `ahead`, modules that its jobs import, a process with these imported waits for each next job. light: whether
+    a delivery's job needs few of them, and is begun sooner without that process while it still imports.
     """
 
     ahead: Sequence[str] = ()
+    light: Callable[[str], bool] = staticmethod(lambda delivery: False)
     standby: Standby | None = None
 
     def look_ahead(self) -> None:
@@ -42,15 +47,19 @@ class LannerWorker(Worker):  # type: ignore[misc]
 
     def execute_job(self, job: Any, queue: Any) -> None:
         super().execute_job(job, queue)  # type: ignore[no-untyped-call]
-        if not self._stop_requested:
+        if not self._stop_requested and self.standby is None:
             self.look_ahead()
 
     def fork_work_horse(self, job: Any, queue: Any) -> None:
         standby, self.standby = self.standby, None
+        if standby and not standby.is_ready and self.light(job.id):
+            standby, self.standby = None, standby
         if standby and self.execution and standby.hand_over(job=job.id, execution=self.execution.id):
             self._horse_pid = standby.pid
-            return
-        super().fork_work_horse(job, queue)  # type: ignore[no-untyped-call]
+        else:
+            super().fork_work_horse(job, queue)  # type: ignore[no-untyped-call]
+        if self._stop_requested or self._shutdown_requested_date:  # asked while there was no process to tell it to
+            self._tell_horse()
 
     def _begin_ahead(self) -> None:
         """In the process that is to wait: nothing of the worker's is kept, so that Redis sees it end when it does."""
@@ -73,6 +82,9 @@ class LannerWorker(Worker):  # type: ignore[misc]
 
     def handle_warm_shutdown_request(self) -> None:
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
+        self._tell_horse()
+
+    def _tell_horse(self) -> None:
         if self.horse_pid:
             with suppress(ProcessLookupError):
                 os.kill(self.horse_pid, signal.SIGUSR1)
@@ -80,6 +92,12 @@ class LannerWorker(Worker):  # type: ignore[misc]
     def setup_work_horse_signals(self) -> None:
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
         signal.signal(signal.SIGUSR1, ask_stop)
+
+
+def _is_light(ledger: Ledger, kinds: Sequence[str], delivery: str) -> bool:
+    with suppress(LannerError):  # the job's attempt will tell
+        return ledger.request(delivery.rsplit("_", 1)[0]).kind in kinds
+    return False
 
 
 def main(service: str) -> None:
@@ -97,10 +115,14 @@ def main(service: str) -> None:
         worker_ttl=settings.worker_ttl_s, job_monitoring_interval=settings.heartbeat_s,
         maintenance_interval=settings.maintenance_s)
     worker.log_job_description = False
+    signal.signal(signal.SIGUSR1, ask_stop)  # of a job's process from its first moment on, which is forked from here
+    logging.getLogger("rq.worker").setLevel(logging.WARNING)  # it calls every job that ended well a success
     jobs = import_module(f"{service}.jobs")  # once, and not in each job's fork; it imports nothing of a GPU by itself
+    worker.light = partial(_is_light, Ledger(settings.artifacts, redis), getattr(jobs, "LIGHT", ()))
     worker.ahead = getattr(jobs, "AHEAD", ()) if settings.import_ahead == "on" else ()
     worker.look_ahead()
-    worker.work(logging_level=settings.log_level)
+    log.info("%s takes jobs of %s", worker.name, service)
+    worker.work(logging_level="WARNING")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def temperature(scores: np.ndarray, labels: np.ndarray) -> float:
 
     Cross-entropy has one minimum in 1/T, so none is missed within 0.05..20.
     """
-    logs = np.log(np.maximum(scores.astype(np.float64), 1e-30))
+    logs = _logs(scores)
 
     def loss(log_t: float) -> float:
         scaled = logs / math.exp(log_t)
@@ -80,9 +80,18 @@ def temperature(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def scaled_by(scores: np.ndarray, t: float) -> np.ndarray:
     """float64 [N, K]: the softmax of logits / t, from probabilities, whose logarithms are logits up to a constant."""
-    logs = np.log(np.maximum(scores.astype(np.float64), 1e-30)) / t
+    logs = _logs(scores) / t
     powers = np.exp(logs - logs.max(1, keepdims=True))
     return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def _logs(scores: np.ndarray) -> np.ndarray:
+    """float64 logarithms of probabilities. A score of 0 is taken for half of the smallest that is none: int8 networks
+    give multiples of 1/256, and one wrong 0 as a tiny number would outweigh all other answers.
+    """
+    known = scores.astype(np.float64)
+    least = known[known > 0].min(initial=1.0) / 2
+    return np.asarray(np.log(np.maximum(known, max(least, 1e-30))))
 
 
 def per_class(scores: np.ndarray, labels: np.ndarray, names: list[str]) -> list[dict[str, Any]]:

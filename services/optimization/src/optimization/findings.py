@@ -104,9 +104,11 @@ def _calibrated(found: dict[str, Any]) -> str:
     leaning = "overconfident" if t > 1.02 else "underconfident" if t < 0.98 else "about as right as it is confident"
     said = (f"{found['of']} on the {known['images']:,} validation images: expected calibration error "
             f"{100 * known['ece']:.2f} points, {leaning}.")
-    if "ece_scaled" in known:
+    if known.get("ece_scaled", 1.0) < known["ece"]:
         said += (f" Logits divided by a temperature of {t:.2f} would leave {100 * known['ece_scaled']:.2f} points, "
                  "measured on images that the temperature was not fitted to.")
+    elif "ece_scaled" in known:
+        said += " No temperature was found that improves it on images that it was not fitted to."
     return said
 
 

@@ -6,6 +6,7 @@ from shared.attempt import Attempt, attempt
 from shared.jobs import OptimizeJob, PredictJob
 
 AHEAD = ("optimization.release",)  # what a job imports, for a process that waits for one: none of it touches a GPU
+LIGHT = ("predict",)  # kinds that need little of it
 
 
 def run(job_id: str) -> dict[str, Any]:

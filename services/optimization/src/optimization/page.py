@@ -89,7 +89,7 @@ def _verdict(card: dict[str, Any]) -> str:
         return "No variant passed the gate: the alias " + alias["alias"] + " was not moved."
     if not alias["moved"]:
         return f"{card['winner']} won, and {alias['alias']} was not moved: {alias['reason']}."
-    return f"{card['winner']} is {alias['alias']}."
+    return f"{card['winner']} was made {alias['alias']}, by this release."
 
 
 def _tested(test: dict[str, Any], winner: str | None) -> str:

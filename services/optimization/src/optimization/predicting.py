@@ -131,9 +131,9 @@ def _run_parts(source: Source, session: Session, manifest: Manifest, embed: Embe
             if number:
                 faults.point("mid-predict")
             part = source.part(start, end)
-            scores = run_in_chunks(session, part.images, chunk) if len(part.images) else np.empty((0, len(labels)))
-            vectors = None if embed is None else np.concatenate(
-                [embed(part.images[i:i + 64]) for i in range(0, len(part.images), 64)] or [np.empty((0, 0))])
+            scores = (run_in_chunks(session, part.images, chunk, ctx.check) if len(part.images) else
+                      np.empty((0, len(labels))))
+            vectors = None if embed is None else _embedded(embed, part.images, ctx)
             written = pa.BufferOutputStream()
             pq.write_table(_table(part, scores, labels, vectors), written)
             write_bytes(path, written.getvalue())
@@ -141,6 +141,14 @@ def _run_parts(source: Source, session: Session, manifest: Manifest, embed: Embe
         rate = done / max(time.monotonic() - began, 1e-9)
         ctx.report("predict", end, source.count, images_per_s=round(rate, 1))
     return parts
+
+
+def _embedded(embed: Embed, images: np.ndarray, ctx: Attempt) -> np.ndarray:
+    found = [np.empty((0, 0), np.float32)] if not len(images) else []
+    for at in range(0, len(images), 64):
+        ctx.check()
+        found.append(embed(images[at:at + 64]))
+    return np.concatenate(found)
 
 
 def _table(part: Part, scores: np.ndarray, labels: list[str], vectors: np.ndarray | None) -> pa.Table:

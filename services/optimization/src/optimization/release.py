@@ -13,6 +13,7 @@ from optimization.card import REFERENCE, Row, accuracy, figures, make_card, new_
 from optimization.diagnosis import diagnose
 from optimization.export import CALIBRATION_IMAGES, stratified
 from optimization.gate import Candidate, choose, explain, judge
+from optimization.incumbent import why_it_stays
 from optimization.measure import BATCHES, measure
 from optimization.reference import KerasReference, use_cpu
 from optimization.sweep import fit, process_counts
@@ -47,18 +48,19 @@ def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
         raise Refused(f"dataset {dataset.id} has no validation images, on which the gate decides", "no_validation")
     with ExitStack() as stack:
         rows, sessions = open_all(job, ctx, manifest, dataset, stack)
-        scores = {name: run_in_chunks(session, images, 64) for name, session in sessions.items()}
+        scores = {name: run_in_chunks(session, images, 64, ctx.check) for name, session in sessions.items()}
         speeds = measure(sessions, images, sorted({*BATCHES, job.rank_batch}), between=telling(ctx))
         for name in sessions:
             rows[name] |= figures(scores[REFERENCE], scores[name], labels, speeds[name])
         ctx.report("gate", 0, 1)
         winner = decide(job, rows, scores, labels)
-        tested = accuracy_on_test(dataset, {name: sessions[name] for name in (REFERENCE, winner) if name})
+        tested = accuracy_on_test(dataset, {name: sessions[name] for name in (REFERENCE, winner) if name}, ctx.check)
         judged = winner or REFERENCE
         diagnosis = {"of": judged, **diagnose(scores[judged], labels, manifest["spec"]["labels"])}
         fit_all(job, ctx, rows, images)
     version = register_version(ctx.root, job.name, job.model_id)
-    alias = move_alias(job, ctx, version, winner)
+    alias = move_alias(job, ctx, version, winner, lambda old: why_it_stays(ctx, old, job.model_id, dataset,
+                                                                           scores[judged], job.budget))
     card = make_card(job, manifest, version, rows, winner, alias, tested, diagnosis, threads(ctx.settings))
     write_card(ctx.root, card, images)
     ctx.report("gate", 1, 1)
@@ -153,17 +155,19 @@ def fit_all(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row], images: np.nda
     write_fits(ctx.root, job.model_id, cores, target_ms, {name: rows[name]["serving"] for name in passing})
 
 
-def accuracy_on_test(dataset: Dataset, sessions: dict[str, Session]) -> dict[str, Any]:
+def accuracy_on_test(dataset: Dataset, sessions: dict[str, Session], check: Callable[[], None]) -> dict[str, Any]:
     """On the test split, of the winner and the reference alone: what is chosen by never decides."""
     images, labels = dataset.images("test"), np.asarray(dataset.labels("test"))
     if not len(images):
         return {"images": 0, "accuracy": {}}
     return {"images": len(images),
-            "accuracy": {name: accuracy(run_in_chunks(s, images, 64), labels) for name, s in sessions.items()}}
+            "accuracy": {name: accuracy(run_in_chunks(s, images, 64, check), labels) for name, s in sessions.items()}}
 
 
-def move_alias(job: OptimizeJob, ctx: Attempt, version: int, winner: str | None) -> dict[str, Any]:
-    """Point the job's alias at the winner. Left as it is without a winner, or if somebody moved it since the job came.
+def move_alias(job: OptimizeJob, ctx: Attempt, version: int, winner: str | None,
+               stays: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """Point the job's alias at the winner. Left as it is without a winner, if somebody moved it since the job came, or
+    if `stays` knows a reason, of the alias as it is.
 
     An earlier attempt of this same job may have moved it: that counts as this one's.
     """
@@ -174,9 +178,14 @@ def move_alias(job: OptimizeJob, ctx: Attempt, version: int, winner: str | None)
     ours = old is not None and old["moved_by"] == ctx.job_id
     if old and ours and (old["model"], old["variant"]) == (job.model_id, winner):
         return {**told, "moved": True, "variant": winner, "seq": old["seq"], "reason": "moved"}
+    if old and not ours and (why := stays(old)):
+        return {**told, "reason": why}
+    before = old and (ours or ctx.came_after(old["moved_by"]))  # of two jobs the later one has the last word
     try:
         new = promote(ctx.root, job.name, job.alias, version, winner, by=ctx.job_id,
-                      unless_moved_after=old["moved_at"] if old and ours else ctx.accepted_at)
-    except Conflict as e:
-        return {**told, "reason": str(e)}
+                      seq=old["seq"] if old and before else ctx.request.alias_seq)
+    except Conflict:
+        moved = aliases(ctx.root, job.name)[job.alias]
+        return {**told, "reason": f"{job.name}@{job.alias} was moved at {moved['moved_at']} by {moved['moved_by']}, "
+                                  f"after this was accepted at {ctx.request.accepted_at}: left as it is"}
     return {**told, "moved": True, "variant": winner, "seq": new["seq"], "reason": "moved"}

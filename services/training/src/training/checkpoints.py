@@ -19,6 +19,7 @@ from training.recipes import Recipe
 
 log = logging.getLogger("lanner.training")
 KEPT = 2
+WORDS = ("known_result", "chosen")  # of a Recipe
 State = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
@@ -48,10 +49,23 @@ def found(work: Path) -> list[Path]:
 
 
 def newest_of(work: Path, recipe: Recipe, seed: int) -> tuple[State, Arrays] | None:
-    """The newest whole checkpoint, if it is of this recipe and seed."""
+    """The newest whole checkpoint, if it is of this recipe and seed; those of another one are dropped.
+
+    They would be taken for newer than what this training writes first, and that be dropped in their place.
+    """
     kept = newest(work)
-    wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    return kept if kept and (kept[0].get("recipe"), kept[0].get("seed")) == (wanted, seed) else None
+    if kept is None or (_trained(kept[0].get("recipe")), kept[0].get("seed")) == (
+            _trained(json.loads(json.dumps(dataclasses.asdict(recipe)))), seed):
+        return kept
+    for path in found(work):
+        log.warning("checkpoint %s is of another recipe or seed: dropped", path.name)
+        shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+def _trained(recipe: Any) -> Any:
+    """A recipe as JSON without its words for people."""
+    return {key: value for key, value in recipe.items() if key not in WORDS} if isinstance(recipe, dict) else recipe
 
 
 def newest(work: Path) -> tuple[State, Arrays] | None:

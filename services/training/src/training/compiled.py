@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
 from shared import gpu
+from shared.artifacts import locked
 from shared.attempt import Attempt, Cancelled, Stopped
 
 FOLDER = ".compiled"  # under the root
@@ -41,12 +42,14 @@ def kept(ctx: Attempt) -> Iterator[None]:
         return
     own.mkdir(parents=True)
     store.mkdir(parents=True, exist_ok=True)
-    _link(store, own)
+    with locked(ctx.root / FOLDER / ".lock"):  # other trainings keep theirs there, too
+        _link(store, own)
     _add_flags(f"--tf_xla_persistent_cache_directory={own}", f"--tf_xla_persistent_cache_device_types={DEVICES}")
     try:
         yield
     except (Stopped, Cancelled):
-        _add(own, store)
+        with suppress(OSError):  # what ends the training is said, not that its programs could not be kept
+            _add(own, store)
         raise
     _add(own, store)
 
@@ -56,14 +59,17 @@ def _link(store: Path, own: Path) -> None:
         shutil.rmtree(store)
         store.mkdir()
     for path in store.glob("*.pb"):
-        os.link(path, own / path.name)
+        with suppress(FileNotFoundError):  # one that follows a crash drops them without waiting
+            os.link(path, own / path.name)
 
 
 def _add(own: Path, store: Path) -> None:
     """Move what is new to the store; each file is there whole or not at all."""
-    for path in own.glob("*.pb"):
-        if not (store / path.name).exists():
-            os.replace(path, store / path.name)
+    with locked(store.parent / ".lock"):
+        store.mkdir(exist_ok=True)
+        for path in own.glob("*.pb"):
+            if not (store / path.name).exists():
+                os.replace(path, store / path.name)
     shutil.rmtree(own)
 
 

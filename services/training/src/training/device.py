@@ -1,5 +1,7 @@
 """What TensorFlow may use of this machine. `prepare` is called once, before TensorFlow does anything."""
 
+import os
+
 import tensorflow as tf
 
 from shared import gpu
@@ -60,5 +62,6 @@ def strategy() -> tf.distribute.Strategy:
 
 
 def memory_bytes(settings: Settings) -> int:
-    """Memory that a training may use of each GPU."""
-    return (settings.gpu_memory_mib or gpu.find()[0].memory_mib) << 20
+    """Memory that a training may use of each GPU: as set, as the driver says, or half of the host's that it shares."""
+    known = settings.gpu_memory_mib or max((card.memory_mib for card in gpu.find()), default=0)
+    return known << 20 if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -125,7 +125,7 @@ class Training:
         writer.close()
         self.model.set_weights(self.best)
         if self.recipe.augmentation.get("views"):
-            found = views.answers(self.predict, self.dataset.images("validation")).argmax(1)
+            found = views.answers(self.predict, self.dataset.images("validation"), self._stop_or_give_way).argmax(1)
             self.published["views_accuracy"] = float((found == self.dataset.labels("validation")).mean())
 
     @property

@@ -1,6 +1,7 @@
 """The Model folder: weights, history, confusion matrix, logs and the golden batch, checked by reloading, published."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from shared.artifacts import Manifest, publish, stage, write_json
+from shared.artifacts import Manifest, publish, stage, write_bytes, write_json
 from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import LannerError
@@ -72,7 +73,8 @@ def _write(staging: Path, training: Trained, job: TrainJob | TuneJob, device: st
 
     training.model.save(staging / "model.keras")
     write_json(staging / "history.json", training.history)
-    write_json(staging / "confusion.json", {"labels": labels, "matrix": confusion.tolist(), "recall": recall})
+    write_bytes(staging / "confusion.json", json.dumps(  # compact: it grows with the square of the classes
+        {"labels": labels, "matrix": confusion.tolist(), "recall": recall}).encode())
     shutil.copytree(training.ctx.work / "logs", staging / "logs")
     _write_golden(staging, training, images)
 

@@ -8,18 +8,20 @@ its number and the trials before it alone, so that a search resumed is the searc
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import optuna
+import tensorflow as tf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from shared.artifacts import read_json, write_json
-from shared.attempt import Attempt
+from shared.artifacts import read_json, write_bytes, write_json
+from shared.attempt import Attempt, Cancelled, Stopped
 from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.jobs import TrainJob, TuneJob
@@ -31,7 +33,8 @@ log = logging.getLogger("lanner.training")
 WHOLE = 1000  # a whole training, in the pruner's unit: what counts is the share done, whatever the epochs of a recipe
 FIRST_RUNG = 100  # of it, before which no trial is ended
 REDUCTION = 3  # of the trials that reach a rung about one in three goes on
-JOURNAL, RESULT = "study.journal", "result.json"
+JOURNAL, RESULT, BEGUN = "study.journal", "result.json", "begun"
+DEATHS = 2
 Begin = Callable[[Recipe, Attempt], Training]
 
 
@@ -130,17 +133,37 @@ class Search:
 
         training.after_epoch = look
         try:
-            training.fit()
+            with self._counted(ctx.work / BEGUN):
+                training.fit()
         except Ended as e:
             self._end(trial, ctx, {**result, "state": "ended early", "why": str(e)}, TrialState.PRUNED)
         except Refused as e:
             if e.code != "diverged":
                 raise
             self._end(trial, ctx, {**result, "state": "failed", "why": str(e)}, TrialState.FAIL)
+        except (tf.errors.ResourceExhaustedError, MemoryError):
+            self._end(trial, ctx, {**result, "state": "failed", "why": "it needs more memory than there is"},
+                      TrialState.FAIL)
         else:
             record()  # a killed attempt may have had the last epoch, and not come to this
             training.save()  # what is published is read from it
             self._end(trial, ctx, {**result, "state": "whole"}, TrialState.COMPLETE)
+
+    @contextmanager
+    def _counted(self, path: Path) -> Iterator[None]:
+        """Count how often a trial began and neither ended nor was stopped: at the third time it fails instead.
+
+        Without this a trial that kills its process would take the search, and those before it, with it.
+        """
+        begun = int(path.read_text()) if path.exists() else 0
+        if begun == DEATHS:
+            raise Refused(f"its process died in it {begun} times (out of memory?)", "diverged")
+        write_bytes(path, str(begun + 1).encode())
+        try:
+            yield
+        except (Stopped, Cancelled):
+            write_bytes(path, str(begun).encode())
+            raise
 
     def _end(self, trial: optuna.trial.Trial, ctx: Attempt, result: dict[str, Any], state: TrialState) -> None:
         """Write down how a trial ended, and give back the disk of all that are not the best."""

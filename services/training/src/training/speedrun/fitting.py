@@ -45,7 +45,7 @@ class Speedrun:
         self.dataset, self.recipe, self.seed, self.ctx = dataset, recipe, seed, ctx
         images = dataset.images("train")
         reach, mirror = _moves(recipe, dataset.spec.size)
-        _check(recipe, images.nbytes, ctx)
+        _check(recipe, images.nbytes + dataset.images("validation").nbytes, ctx)
         layout, batch, on_gpu = Layout.of(dataset.spec), recipe.batch_size, ctx.settings.device == "gpu"
         steps = len(images) // batch
         parts = -(-steps * batch * layout.places**2 // PLACES_A_PART) if on_gpu else steps
@@ -220,7 +220,8 @@ def _check(recipe: Recipe, image_bytes: int, ctx: Attempt) -> None:
         return
     room = SHARE_OF_GPU * device.memory_bytes(ctx.settings)
     if image_bytes > room:
-        raise Refused(f"recipe speedrun keeps all training images on the GPU, {image_bytes >> 20} MiB, and may take "
-                      f"{int(room) >> 20} MiB for them: take another recipe, or prepare smaller images", "too_large")
+        raise Refused(f"recipe speedrun keeps the training and validation images on the GPU, {image_bytes >> 20} MiB, "
+                      f"and may take {int(room) >> 20} MiB for them: take another recipe, or prepare smaller images",
+                      "too_large")
     if ctx.settings.gpus_per_training > 1:
         log.info("recipe speedrun trains on one GPU; the others of this training stay idle")
