@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from lanner import Client, LannerError, tables
-from lanner.cli import _parser, execute, training_options
+from lanner.cli import _parser, execute, main, training_options
 from lanner.demo import digits, train
-from lanner.progress import describe, eta, watch
+from lanner.progress import describe, eta, plain_console, watch
 
 
 class Answering(ThreadingHTTPServer):
@@ -272,3 +272,35 @@ def test_the_digits_are_ten_folders_of_grey_images(tmp_path):
     assert len(images) == 1797
     with Image.open(images[0]) as image:
         assert (image.mode, image.size) == ("L", (8, 8))
+
+
+def test_labels_and_messages_are_printed_as_they_are(server, capsys):
+    console = plain_console()
+    answer = {"model": "pets", "version": 1, "variant": "onnx-fp32", "predictions": [
+        {"top": [{"label": label, "probability": 0.5} for label in ("cat [tabby]", "cat [/old]", ":cat:")]}]}
+    console.print(tables.predictions(answer, ["[b]a.jpg"]))
+    told = capsys.readouterr().out
+    assert all(text in told for text in ("cat [tabby]", "cat [/old]", ":cat:", "[b]a.jpg"))
+
+
+@pytest.mark.parametrize("arguments", [["predict", "pets", "/nowhere/a.jpg"], ["predict", "pets", "/"],
+                                       ["batch", "pets", "dataset:d-1", "--out", "/nowhere/b.parquet"]])
+def test_a_file_that_can_not_be_read_or_written_is_one_line_before_any_work(server, monkeypatch, arguments):
+    monkeypatch.setattr("sys.argv", ["lanner", "--url", server.url, *arguments])
+    with pytest.raises(SystemExit) as e:
+        main()
+    assert e.value.code.startswith("lanner: /")
+    assert "\n" not in e.value.code
+    assert server.got == []
+
+
+def test_datasets_are_listed_and_what_could_not_be_used_is_named(server, capsys):
+    summary = {"dataset_id": "d-1", "name": "pets", "images": {"train": 8, "validation": 1, "test": 1}, "classes": 2,
+               "size": 32, "skipped": 1}
+    server.answers["GET /v1/datasets"] = (200, {"datasets": [summary]})
+    with Client(server.url) as client:
+        execute(_parser().parse_args(["datasets"]), client, plain_console())
+        assert "d-1" in capsys.readouterr().out
+    skipped = {"stats": {"skipped": {"images": 1, "examples": [{"path": "cat/a.jpg", "reason": "it is empty"}]}}}
+    assert tables.prepared(summary, skipped).splitlines() == [
+        "dataset d-1: 10 images of 2 classes; 1 files can't be used, such as", "  cat/a.jpg: it is empty"]

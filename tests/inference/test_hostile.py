@@ -279,3 +279,47 @@ def test_a_replaced_variant_is_asked_for_again_in_a_thread_that_may_wait(root: P
     assert len(resolved) == 2
     steps.close()
 
+
+@pytest.mark.parametrize(("path", "body", "code", "says"), [
+    ("/v1/pipelines", {"source": "cifar10", "train": {"recipe": "resnet"}}, "unknown_recipe",
+     "recipe 'resnet' is unknown to train: expected one of seed-cnn, small, speedrun, accurate, transfer, auto"),
+    ("/v1/pipelines", {"source": "import:../../etc"}, "bad_name", "import '../../etc' is not valid"),
+    ("/v1/jobs", {"kind": "predict", "name": "colors", "source": "dataset:d-1", "version": 99}, "not_found",
+     "colors has no version 99: it has [1]"),
+    ("/v1/jobs", {}, "bad_job", "kind is missing"),
+])
+def test_what_can_not_work_is_refused_before_it_is_accepted(serving: FlaskClient, root: Path, path: str,
+                                                            body: dict[str, Any], code: str, says: str) -> None:
+    told = serving.post(path, json=body).json["error"]
+    assert told["code"] == code
+    assert says in told["message"]
+    assert not (root / "jobs").exists()
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (b"GIF89a" + bytes(20), "the image is a GIF: expected a JPEG, PNG or WebP file"),
+    (b"BM" + bytes(20), "is a BMP"), (b"II*\0" + bytes(20), "is a TIFF"),
+    (b"other", "the image's format is not recognised")])
+def test_an_image_of_another_format_is_called_by_its_name(serving: FlaskClient, data: bytes, says: str) -> None:
+    told = serving.post("/v1/models/colors/predict", data=data, content_type="image/png")
+    assert (told.status_code, says in told.json["error"]["message"]) == (422, True)
+
+
+def test_an_empty_body_an_unknown_query_and_another_method_say_so(serving: FlaskClient) -> None:
+    path = "/v1/models/colors/predict"
+    empty = serving.post(path, data=b"", content_type="image/png").json["error"]["message"]
+    assert empty.startswith("the image is empty, it has 0 bytes")
+    unknown = serving.post(f"{path}?topk=2", data=png(RED), content_type="image/png")
+    assert (unknown.status_code, unknown.json["error"]["message"]) == (
+        422, "predict knows no 'topk': expected some of alias, top_k, variant, version")
+    large = serving.post(f"{path}?top_k=999999999999", data=png(RED), content_type="image/png")
+    assert "from 1 to 100,000,000" in large.json["error"]["message"]
+    assert serving.get(path).json["error"]["message"] == f"GET can't be asked of {path}: expected POST"
+    assert serving.get("/v1/jobs/nope").json["error"]["message"] == (
+        "job nope does not exist: GET /v1/jobs lists the latest")
+
+
+def test_a_picture_of_too_many_pixels_says_how_many_are_accepted(serving: FlaskClient) -> None:
+    for size in ((6000, 5000), (9000, 9000)):
+        told = serving.post("/v1/models/colors/predict", data=encoded(size, "PNG"), content_type="image/png")
+        assert (told.status_code, "25,000,000" in told.json["error"]["message"]) == (422, True)

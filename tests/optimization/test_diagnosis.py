@@ -122,3 +122,10 @@ def test_an_unsure_classifier_does_not_accuse_its_labels():
     scores, labels = drawn(2000)
     found = label_errors(scores, labels, NAMES)
     assert found["suspected"] < int((scores.argmax(1) != labels).sum())
+
+
+def test_scores_of_an_int8_network_give_the_temperature_of_those_they_were_rounded_from():
+    scores, labels = drawn(4000, sharpness=2.0)
+    rounded = np.round(scores * 256).clip(0, 255).astype(np.float32) / 256
+    assert (rounded == 0).mean() > 0.2
+    assert temperature(rounded, labels) == pytest.approx(temperature(scores, labels), rel=0.25)

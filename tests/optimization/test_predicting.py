@@ -68,7 +68,7 @@ def test_every_image_is_answered_as_its_variant_answers_in_order(root, begin, mo
 def test_a_stopped_job_keeps_its_parts_and_its_choice_though_the_alias_moves(root, begin, monkeypatch):
     monkeypatch.setattr(predicting, "PART", 300)
     ctx = begin(root, JOB)
-    checks = iter([None, None, Cancelled])
+    checks = iter([None] * 15 + [Cancelled])  # one before each part, one behind each 64 images: in the third part
 
     def check():
         if next(checks) is Cancelled:

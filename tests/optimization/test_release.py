@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from redis import Redis
 from optimization.card import REFERENCE, write_card
 from optimization.jobs import optimize
 from optimization.page import render
-from shared.artifacts import aliases, open_artifact, promote, register_version, sha256, versions
+from shared.artifacts import aliases, open_artifact, promote, publish, register_version, sha256, stage, versions
 from shared.attempt import Cancelled
 from shared.datasets import Dataset
 from shared.errors import Damaged, NotFound
@@ -301,3 +302,52 @@ def test_the_validation_split_is_what_the_card_was_measured_on(released):
     scores = run_in_chunks(session, dataset.images("validation"), 100)
     session.close()
     assert rows(card)["litert-int8"]["accuracy"] == float((scores.argmax(1) == dataset.labels("validation")).mean())
+
+
+def weaker(root, model_id, dataset="d-1"):
+    """Another Model of the same Dataset, with the first one's weights made useless."""
+    staging = stage(root, "test")
+    model = keras.models.load_model(root / "models/m-1/model.keras", compile=False)
+    kernel, bias = model.get_layer("logits").get_weights()
+    model.get_layer("logits").set_weights([kernel[:, ::-1], bias])
+    model.save(staging / "model.keras")
+    with np.load(root / "models/m-1/golden.npz") as golden:
+        images = golden["images"]
+    np.savez(staging / "golden.npz", images=images,
+             probabilities=model.predict(images.astype(np.float32), verbose=0))
+    manifest = {**open_artifact(root, "models/m-1"), "parents": {"dataset": dataset}}
+    publish(root, staging, f"models/{model_id}",
+            {key: manifest[key] for key in ("name", "parents", "spec", "metrics", "recipe", "summary")})
+    return OptimizeJob(model_id, "sides", variants=("onnx-fp32",))
+
+
+def test_a_model_that_is_surely_worse_on_the_same_images_does_not_replace_what_serves(released, begin, tmp_path):
+    root = Path(shutil.copytree(released[0], tmp_path / "artifacts"))
+    before = aliases(root, "sides")["production"]
+    job = weaker(root, "m-2")
+    summary = optimize(job, begin(root, job, "j-2"))
+    assert (summary["winner"], summary["alias"]["moved"]) == ("onnx-fp32", False)
+    assert aliases(root, "sides")["production"] == before
+    reason = summary["alias"]["reason"]
+    assert f"{before['variant']} of version 1, which it points at, has" in reason
+    assert "% of the same 900 validation images right and this one" in reason
+    assert "`lanner promote` moves it all the same" in reason
+    assert "was not moved: " in (root / "cards/m-2.html").read_text()
+
+
+def test_models_of_different_datasets_are_not_held_against_each_other(released, begin, tmp_path):
+    root = Path(shutil.copytree(released[0], tmp_path / "artifacts"))
+    shutil.copytree(root / "datasets/d-1", root / "datasets/d-2")
+    job = weaker(root, "m-2", "d-2")
+    assert optimize(job, begin(root, job, "j-2"))["alias"]["moved"]
+    assert aliases(root, "sides")["production"]["model"] == "m-2"
+
+
+def test_of_two_jobs_the_later_one_has_the_last_word(released, begin, tmp_path):
+    root = Path(shutil.copytree(released[0], tmp_path / "artifacts"))
+    first, second = begin(root, ONE, "j-2"), begin(root, ONE, "j-3")
+    assert (second.came_after("j-2"), first.came_after("j-3"), first.came_after("api"), first.came_after("j-9")) == (
+        True, False, False, False)
+    promote(root, "sides", "production", 1, "litert-fp16", by="j-2")
+    assert optimize(ONE, second)["alias"]["moved"]
+    assert not optimize(ONE, first)["alias"]["moved"]

@@ -218,3 +218,41 @@ def test_unpacking_can_be_cancelled(ctx: Attempt, root: Path, tmp_path: Path) ->
     with pytest.raises(Cancelled), open_archive(path, ctx):
         pass
     assert list(ctx.work.iterdir()) == []
+
+
+@pytest.mark.parametrize("harm", ["checksum", "cut in a header", "cut before a header"])
+def test_a_tar_that_is_damaged_between_members_is_refused(refused: Callable[[Path], str], tmp_path: Path,
+                                                          harm: str) -> None:
+    path = make_tar(tmp_path / "a", *((tarfile.TarInfo(f"{i}.jpg"), b"x" * 100) for i in range(10)))
+    data, header = bytearray(path.read_bytes()), 5 * 1024
+    match harm:
+        case "checksum":
+            data[header + 148] ^= 1
+        case "cut in a header":
+            del data[header + 100:]
+        case _:
+            del data[header:]
+    path.write_bytes(data)
+    assert "damaged or cut off" in refused(path)
+
+
+def test_names_that_info_zip_writes_are_utf_8(ctx: Attempt, tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a", ("café/1.jpg", b"one"), ("日本/2.jpg", b"two"), ("plain/3.jpg", b"three"))
+    data = bytearray(path.read_bytes())
+    for signature, at in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):  # the flag's upper byte says UTF-8
+        start = 0
+        while (start := data.find(signature, start)) >= 0:
+            data[start + at] &= ~0x08
+            start += 1
+    path.write_bytes(data)
+    with zipfile.ZipFile(path) as plain:
+        assert "café/1.jpg" not in plain.namelist()
+    with open_archive(path, ctx) as opened:
+        assert set(contents(opened)) == {"café/1.jpg", "日本/2.jpg", "plain/3.jpg"}
+
+
+def test_names_in_code_page_437_stay_what_they_are(ctx: Attempt, tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a", ("caf_/1.jpg", b"one"))
+    path.write_bytes(path.read_bytes().replace(b"caf_", b"caf\x82"))
+    with open_archive(path, ctx) as opened:
+        assert set(contents(opened)) == {"café/1.jpg"}

@@ -4,11 +4,16 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+from rq.timeouts import JobTimeoutException
 
-from shared import gpu
-from shared.errors import Refused
+from shared import attempt, gpu
+from shared.errors import Refused, Unavailable
+from shared.jobs import PreprocessJob
+from shared.settings import Settings
 
 
 @pytest.fixture
@@ -51,9 +56,9 @@ def test_an_old_driver_and_no_gpu_are_refused_with_the_remedy(smi):
         gpu.check()
 
 
-def test_no_gpu_refuses_the_job(smi, root):
+def test_no_gpu_is_said_to_the_job(smi, root):
     smi()
-    with pytest.raises(Refused, match="none is visible"), gpu.lease(root, lambda: None):
+    with pytest.raises(Unavailable, match="nvidia-smi shows none"), gpu.lease(root, lambda: None):
         pass
 
 
@@ -151,3 +156,37 @@ def test_a_killed_holders_lease_is_free_again(smi, root):
     assert waited
     holder.wait()
     holder.stdout.close()
+
+
+def test_what_can_be_listed_is_though_one_gpu_is_in_trouble(smi, tmp_path):
+    smi(A, "Unable to determine the device handle for GPU1: Unknown Error",
+        "GPU-c, NVIDIA GB10, 580.65.06, [N/A], 12.1")
+    script = tmp_path / "bin" / "nvidia-smi"
+    script.write_text(script.read_text() + "exit 15\n")
+    assert [(g.uuid, g.memory_mib) for g in gpu.find()] == [("GPU-a", 81559), ("GPU-c", 0)]
+
+
+def run(monkeypatch, root, lease):
+    """The outcome of an attempt at a job of a GPU host that gets its GPU by this lease."""
+    job = PreprocessJob(dataset_id="d-1", name="x")
+    ledger = SimpleNamespace(request=lambda job_id: SimpleNamespace(job=job), cancel_asked=lambda job_id: False,
+                             live=lambda *a, **b: None, spent=lambda job_id: 0)
+    monkeypatch.setattr(gpu, "lease", lease)
+    ctx = attempt.Attempt("j-1", Settings(device="gpu", artifacts=root), ledger)
+    return attempt._run(ledger, "j-1", lambda job, ctx: {"done": True}, ctx)
+
+
+def test_a_job_whose_time_ends_while_it_waits_for_a_gpu_goes_back_to_the_queue(monkeypatch, root):
+    @contextmanager
+    def none_free(root, waiting, count):
+        waiting()
+        raise JobTimeoutException
+        yield
+
+    assert run(monkeypatch, root, none_free).word == "stopped"
+
+
+def test_a_gpu_that_can_not_be_seen_for_a_moment_fails_no_job(monkeypatch, root, smi):
+    smi()
+    outcome = run(monkeypatch, root, gpu.lease)
+    assert (outcome.word, outcome.code) == ("error", "gpu_missing")

@@ -1,5 +1,6 @@
 """Every accepted job ends, and ends once: real workers, a real keeper and a real Valkey, killed in turn."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 
 from shared import faults
 from shared.artifacts import open_artifact
+from shared.jobs import new_id
 from shared.keeper import Keeper
 from shared.queue import queue_of
-from shared.settings import load
+from shared.settings import Settings, load
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("standin")]
 
@@ -192,3 +194,44 @@ def test_the_workers_parent_loads_no_gpu_library(stack, job):
     stack.ended(stack.accept(job(steps=1)))
     loaded = Path(f"/proc/{worker.pid}/maps").read_text()
     assert not [name for name in ("tensorflow", "cudf", "cupy", "tensorrt") if name in loaded]
+
+
+def test_a_record_that_can_not_be_read_keeps_no_other_job_waiting(stack, job):
+    odd = stack.root / "jobs" / "j-odd"
+    odd.mkdir(parents=True)
+    (odd / "request.json").write_text(json.dumps({"id": "j-odd", "kind": "train", "job": {"colour": "blue"},
+                                                  "parent": "", "pipeline": "", "accepted_at": "2026-01-01"}))
+    stack.worker()
+    stack.keeper()
+    first = job(steps=1)
+    request, _ = stack.ledger.accept(new_id("j"), first)  # delivered by the keeper alone
+    assert stack.ended(request.id)["state"] == "succeeded"
+    log = (stack.root / "log").read_text()
+    assert log.count("j-odd can't be kept") == 1
+
+
+def test_the_kill_goes_to_the_process_that_runs_not_to_a_later_delivery(stack, job, monkeypatch):
+    from shared import keeper
+
+    monkeypatch.setattr(keeper, "CANCEL_GRACE_S", 1.0)
+    stack.worker()
+    job_id = stack.accept(job("deaf", 1))
+    stack.running(job_id)
+    stack.ledger.live(job_id, delivery=2)  # as after a delivery that was taken for lost
+    stack.ledger.ask_cancel(job_id)
+    guard = keeper.Keeper(keeper.load({"ARTIFACTS": str(stack.root)}), stack.ledger)
+    stack.until(lambda: guard.step() or stack.ledger.ended(job_id), 30)
+    assert stack.ledger.state(job_id) == "cancelled"
+
+
+def test_what_a_full_disk_kept_from_the_record_is_told_in_the_end(stack, job):
+    job_id = "j-full"
+    stack.ledger.accept(job_id, job(steps=1))
+    for _ in range(3):
+        with stack.ledger.run_lock(job_id):
+            stack.ledger.begin(job_id, "w", "")
+    stack.ledger.live(job_id, lost="disk_full; writing that failed: [Errno 28] No space left on device")
+    guard = Keeper(Settings(artifacts=stack.root), stack.ledger)
+    guard.step()
+    end = stack.ledger.ended(job_id)
+    assert (end["code"], "No space left on device" in end["message"]) == ("poison", True)

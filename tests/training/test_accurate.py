@@ -1,6 +1,7 @@
 """The recipe `accurate`, its network made narrow: its average is what is published, resumes and exports."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -149,7 +150,7 @@ def test_views_are_the_weighted_geometric_mean_of_moved_and_mirrored_images() ->
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
     seen = []
 
-    def predict(view: np.ndarray) -> np.ndarray:
+    def predict(view: np.ndarray, between: Callable[[], None]) -> np.ndarray:
         seen.append(view)
         return np.full((3, 2), [0.25, 0.75], np.float32) if len(seen) > 1 else np.full((3, 2), [0.75, 0.25], np.float32)
 

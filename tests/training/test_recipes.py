@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from shared import jobs
 from shared.datasets import Spec
 from shared.jobs import TrainJob
 from training import networks
@@ -66,3 +67,7 @@ def test_normalisation_is_the_specs_and_inside_the_network() -> None:
     inside = keras.Model(model.input, model.get_layer("normalise").output)
     got = inside(np.full((1, 32, 32, 3), 255, np.float32)).numpy()[0, 0, 0]
     np.testing.assert_allclose(got, [2, 1.5, 2], rtol=1e-5)
+
+
+def test_the_names_that_the_api_knows_are_the_recipes() -> None:
+    assert tuple(RECIPES) == jobs.RECIPES

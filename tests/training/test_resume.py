@@ -159,3 +159,24 @@ def test_a_cancelled_job_saves_and_publishes_nothing(root: Path, new_attempt: Ne
         train(JOB, ctx)
     assert checkpoints.newest(ctx.work)[0]["step"] == 0
     assert not (root / "models").exists()
+
+
+def test_checkpoints_of_another_recipe_do_not_push_out_the_new_ones(root: Path, new_attempt: NewAttempt,
+                                                                    stop_at) -> None:
+    ctx = new_attempt(root, JOB, "j-other-recipe")
+    stop_at(4, ctx, JOB)
+    other = dataclasses.replace(JOB, learning_rate=0.01)
+    stop_at(2, ctx, other)
+    assert [p.name for p in checkpoints.found(ctx.work)] == ["ckpt-2"]
+    training = begin(ctx, other)
+    training.resume()
+    assert training.step == 2
+
+
+def test_a_recipe_s_words_for_people_are_no_part_of_it(root: Path, new_attempt: NewAttempt, stop_at) -> None:
+    ctx = new_attempt(root, JOB, "j-words")
+    stop_at(4, ctx, JOB)
+    training = begin(ctx, JOB)
+    training.recipe = dataclasses.replace(training.recipe, known_result="another sentence")
+    training.resume()
+    assert training.step == 4

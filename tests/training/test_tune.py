@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from shared import attempt
 from shared.artifacts import open_artifact
@@ -154,3 +155,42 @@ def test_a_recipe_that_can_not_be_tried_is_refused(dataset, new_attempt, recipe:
     ctx: Attempt = new_attempt(dataset[0], job, f"j-{recipe}")
     with pytest.raises(Refused, match=f"recipe '{recipe}' can't be tried by tune: expected some of seed-cnn, small"):
         tune(job, ctx)
+
+
+def test_a_trial_that_needs_too_much_memory_fails_alone(dataset, new_attempt, monkeypatch) -> None:
+    root, dataset_id = dataset
+    job = TuneJob("m-7", dataset_id, "colours", trials=2, recipes=("small",), epochs=1, seed=1)
+    fit = tuning.Training.fit
+
+    def full_at_first(training: tuning.Training) -> None:
+        if "trial-0" in str(training.ctx.work):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        fit(training)
+
+    monkeypatch.setattr(tuning.Training, "fit", full_at_first)
+    tune(job, new_attempt(root, job, "j-oom"))
+    assert [(row["state"], row["why"]) for row in trials_of(root, "m-7")] == [
+        ("failed", "it needs more memory than there is"), ("whole", "")]
+
+
+def test_a_trial_that_kills_its_process_twice_fails_and_the_search_goes_on(dataset, new_attempt, monkeypatch) -> None:
+    root, dataset_id = dataset
+    job = TuneJob("m-8", dataset_id, "colours", trials=2, recipes=("small",), epochs=1, seed=1)
+    fit = tuning.Training.fit
+
+    class Died(BaseException):
+        """As if the kernel had ended the process: nothing catches it."""
+
+    def deadly_at_first(training: tuning.Training) -> None:
+        if "trial-0" in str(training.ctx.work):
+            raise Died
+        fit(training)
+
+    monkeypatch.setattr(tuning.Training, "fit", deadly_at_first)
+    for _ in range(2):
+        with pytest.raises(Died):
+            tune(job, new_attempt(root, job, "j-deadly"))
+    tune(job, new_attempt(root, job, "j-deadly"))
+    first, second = trials_of(root, "m-8")
+    assert (first["state"], second["state"]) == ("failed", "whole")
+    assert "its process died in it 2 times" in first["why"]

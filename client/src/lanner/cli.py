@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("jobs", help="the latest jobs")
     for name, text in (("job", "follow a job to its end"), ("cancel", "cancel a job")):
         commands.add_parser(name, help=text).add_argument("id")
+    commands.add_parser("datasets", help="ids, sizes and classes")
     commands.add_parser("models", help="names, versions and aliases")
     commands.add_parser("card", help="the release card of a model").add_argument("model", help="a model id, or a name")
     promote = commands.add_parser("promote", help="point an alias at a variant of a version")
@@ -88,7 +89,9 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "train":
             accepted = pipeline.submit(client, args.source, console, name=args.name, **training_options(args))
             console.print(f"pipeline {accepted['pipeline']} makes {accepted['name']}")
-            watch(client, accepted["jobs"], console)
+            ended = watch(client, accepted["jobs"], console)
+            console.print(tables.prepared(ended["preprocess"]["result"], client.dataset(accepted["dataset_id"])),
+                          soft_wrap=True)
             console.print(tables.card(client.card(accepted["model_id"])))
         case "tune":
             made = client.submit_tune(args.dataset, name=args.name, trials=args.trials, budget_s=args.budget,
@@ -103,6 +106,8 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "cancel":
             client.cancel(args.id)
             watch_until_cancelled(client, args.id, console)
+        case "datasets":
+            console.print(tables.datasets(client.datasets()))
         case "models":
             console.print(tables.models(client.models()))
         case "card":

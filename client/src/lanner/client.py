@@ -157,6 +157,14 @@ class Client:
 
     # Models
 
+    def datasets(self) -> list[Json]:
+        """Every Dataset's summary, the latest first: dataset_id, name, images, classes, size, skipped, ..."""
+        return list(self._call("GET", "/v1/datasets")["datasets"])
+
+    def dataset(self, dataset_id: str) -> Json:
+        """A Dataset's manifest and statistics; of what was skipped some paths with the reason."""
+        return self._call("GET", f"/v1/datasets/{dataset_id}")
+
     def models(self) -> list[Json]:
         return list(self._call("GET", "/v1/models")["models"])
 

@@ -93,12 +93,15 @@ def main() -> None:
             if not card["winner"]:
                 raise LannerError("no variant passed the gate, so none is served; the card says why", "none_passed")
             predict(client, console, done, card)
-        console.print(f"{time.monotonic() - began:.0f} s from data to endpoint. Ask it yourself:\n"
-                      f"  curl --data-binary @IMAGE -H 'Content-Type: application/octet-stream' "
-                      f"{args.url}/v1/models/{done['name']}/predict", soft_wrap=True)
+        console.print(f"{time.monotonic() - began:.0f} s from data to endpoint.")
         if console.is_terminal:
-            console.print(f"Serving at {args.url} until Ctrl-C.")
+            console.print(f"Ask it yourself:\n  curl --data-binary @IMAGE -H 'Content-Type: application/octet-stream' "
+                          f"{args.url}/v1/models/{done['name']}/predict\nServing at {args.url} until Ctrl-C.",
+                          soft_wrap=True)
             threading.Event().wait()
+        else:
+            console.print("Not at a terminal, so it ends here: `./run up` serves what was made, until `./run down`.",
+                          soft_wrap=True)
     except LannerError as e:
         sys.exit(f"demo: {e} [{e.code}]")
     except KeyboardInterrupt:

@@ -24,6 +24,23 @@ def jobs(rows: Sequence[Json]) -> Table:
     return table
 
 
+def datasets(rows: Sequence[Json]) -> Table:
+    table = Table("dataset", "name", "images", "classes", "size", "skipped", box=None)
+    for row in rows:
+        table.add_row(row["dataset_id"], row["name"], f"{sum(row['images'].values()):,}", str(row["classes"]),
+                      str(row["size"]), str(row["skipped"]))
+    return table
+
+
+def prepared(done: Json, dataset: Json, shown: int = 5) -> str:
+    """A sentence on a Dataset that was prepared, and which files could not be used."""
+    says = f"dataset {done['dataset_id']}: {sum(done['images'].values()):,} images of {done['classes']} classes"
+    if not done["skipped"]:
+        return says
+    named = [f"  {entry['path']}: {entry['reason']}" for entry in dataset["stats"]["skipped"]["examples"][:shown]]
+    return "\n".join([f"{says}; {done['skipped']:,} files can't be used, such as", *named])
+
+
 def models(rows: Sequence[Json]) -> Table:
     """One row per alias, and one for a Name without any."""
     table = Table("name", "versions", "alias", "version", "variant", box=None)
@@ -77,8 +94,9 @@ def _chosen(body: Json) -> list[str]:
 
 def _left(body: Json) -> list[str]:
     """Why the alias is where it was, though there is a winner."""
-    alias = body["alias"]
-    return [f"{alias['alias']} was not moved: {alias['reason']}"] if body.get("winner") and not alias["moved"] else []
+    if not body.get("winner") or body["alias"]["moved"]:
+        return []
+    return [f"{body['alias']['alias']} was not moved: {body['alias']['reason']}"]
 
 
 def _verdict(row: Json, body: Json) -> str:

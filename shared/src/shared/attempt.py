@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -132,6 +133,7 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
         began, ctx = time.time_ns(), Attempt(job_id, settings, ledger)
         outcome = _run(ledger, job_id, body, ctx)
         ended = time.time_ns()
+        _remove_generated()
         log.log(logging.WARNING if outcome.code else logging.INFO, "%s %s%s", job_id, outcome.word,
                 f": {outcome.message} [{outcome.code}]" if outcome.code else "")
         try:
@@ -149,6 +151,14 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
         error = "" if outcome.word in ("succeeded", "stopped", "cancelled") else outcome.message
         trace_job(tracer, ledger.request(job_id), number, began, ended, ctx.stages, error)
     return {"outcome": outcome.word}
+
+
+def _remove_generated() -> None:
+    """TensorFlow's AutoGraph removes what it writes to /tmp at exit, to which a job's process never comes."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("__autograph_generated_file"):
+            with suppress(OSError, TypeError):
+                os.unlink(module.__file__)  # type: ignore[arg-type]
 
 
 def trace_job(tracer: tracing.Tracer, request: Request, number: int, began_ns: int, ended_ns: int,

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from shared.errors import Refused
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+OTHERS = ((b"GIF8", "GIF"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"<svg", "SVG"))
 MAX_PIXELS = 25_000_000  # 75 MB as RGB; a camera's largest common photograph has 24 million
 ORIENTATION = 0x0112  # the EXIF tag
 HEADER = 256 << 10  # bytes of a JPEG that are searched for EXIF: it is the first segment, or behind a thumbnail
@@ -54,13 +55,20 @@ def decode_sized(data: bytes, size: int, row: np.ndarray | None = None) -> tuple
 
     row: uint8 [size, size, 3], which is what is returned where the pixels could be written into it at once.
     """
+    if not data:
+        raise Refused("the image is empty, it has 0 bytes: expected a whole JPEG, PNG or WebP file", "bad_image")
     try:
         decoded = _decode_jpeg(data, size, row) if data.startswith(b"\xff\xd8\xff") else None
         pixels, width, height, orientation = decoded or _decode_any(data, size)
     except Refused:
         raise
     except UnidentifiedImageError:  # its own message names an address in memory: another one each time
-        raise Refused("the image's format is not recognised: expected a whole JPEG, PNG or WebP file",
+        known = next((name for start, name in OTHERS if data.startswith(start)), "")
+        raise Refused(f"the image is a {known}: expected a JPEG, PNG or WebP file" if known else
+                      "the image's format is not recognised: expected a whole JPEG, PNG or WebP file",
+                      "bad_image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # before its size can be asked for
+        raise Refused(f"the image has over {MAX_PIXELS:,} pixels, which is the most that is accepted: make it smaller",
                       "bad_image") from None
     except Exception as e:  # the boundary to parsers of hostile bytes, which raise whatever they come upon
         raise Refused(f"the image can't be decoded ({e or type(e).__name__}): expected a whole JPEG, PNG or WebP file",
@@ -143,7 +151,8 @@ def _decode_any(data: bytes, size: int) -> tuple[np.ndarray, int, int, int]:
 
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise Refused(f"the image has {width} x {height} pixels: expected at most {MAX_PIXELS:,}", "bad_image")
+        raise Refused(f"the image has {width} x {height} pixels: expected at most {MAX_PIXELS:,}, make it smaller",
+                      "bad_image")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from shared.errors import Refused
 
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 SPLITS = ("train", "validation", "test")
+RECIPES = ("seed-cnn", "small", "speedrun", "accurate", "transfer")
 VARIANTS = ("onnx-fp32", "onnx-int8", "litert-fp32", "litert-fp16", "litert-int8",
             "tensorrt-fp32", "tensorrt-fp16", "tensorrt-int8")
 
@@ -196,7 +197,7 @@ def _check(job: Job) -> None:
     def within(name: str, low: float, high: float) -> None:
         value = getattr(job, name)
         if not low <= value <= high:
-            raise Refused(f"{name} is {value}: expected {low:g} to {high:g}", "bad_job")
+            raise Refused(f"{name} is {value}: expected {low:.12g} to {high:.12g}", "bad_job")
 
     check_id(job.name, "name")
     if not isinstance(job, PredictJob):
@@ -245,7 +246,7 @@ def _check(job: Job) -> None:
             within("rank_batch", 1, 1024)
             bad = [v for v in job.variants if v not in VARIANTS]
             if bad or not job.variants:
-                raise Refused(f"variants {list(job.variants)} : expected some of {', '.join(VARIANTS)}", "bad_job")
+                raise Refused(f"variants are {list(job.variants)}: expected some of {', '.join(VARIANTS)}", "bad_job")
         case PredictJob():
             check_id(job.predictions_id, "predictions_id")
             check_id(job.alias, "alias")

@@ -88,7 +88,8 @@ def move_alias(name: str, alias: str) -> Response:
     body = read_json(context.intake)
     number, variant = body.get("version"), body.get("variant")
     if type(number) is not int or not isinstance(variant, str) or len(body) != 2:
-        raise Refused('the body is not {"version": <number>, "variant": "<format>-<precision>"}', "malformed")
+        raise Refused(f'the body is {str(body)[:200]}, expected {{"version": <number>, "variant": '
+                      '"<format>-<precision>"}', "malformed")
     try:
         record = artifacts.promote(_root(), name, alias, number, variant, by="api")
     except Damaged as e:  # the client's choice meets a bad state, and another choice works

@@ -18,6 +18,7 @@ from shared.images import decode_into
 
 MAX_IMAGES = 256
 MEGAPIXEL = 1 << 20
+HEAD = 4096  # bytes of an image that are looked through for its size; a multiple of 4, as base64 has it
 NO_FRAME = (0xC4, 0xC8, 0xCC)  # of the markers from SOF0 to SOF15: DHT, JPG, DAC
 FEW = 64  # classes that are sorted sooner than the largest are picked
 NO_IMAGES = 'the body is not {"images": ["<base64>", ...]}'
@@ -101,7 +102,8 @@ def _decode(image: Image, row: np.ndarray) -> None:
     try:
         decode_into(data, row)
     except Refused as e:
-        raise Refused(f"{name}: {e}", "bad_image") from None
+        said = str(e).removeprefix("the image") if name == "the image" else f": {e}"
+        raise Refused(f"{name}{said}", "bad_image") from None
 
 
 def top(scores: np.ndarray, labels: Sequence[str], k: int) -> list[dict[str, Any]]:
@@ -127,7 +129,8 @@ def _of_json(body: dict[str, Any]) -> list[Image]:
         try:
             images.append((f"image {i}", base64.b64decode(text, validate=True)))
         except (binascii.Error, ValueError):
-            raise Refused(f"image {i} is not base64", "malformed") from None
+            raise Refused(f"image {i} is not base64: expected the standard alphabet, without line breaks and without "
+                          "`data:...;base64,` before it", "malformed") from None
     return images
 
 

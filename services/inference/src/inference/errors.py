@@ -6,7 +6,7 @@ import logging
 import orjson
 from flask import Flask, Response, request
 from redis import RedisError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from shared.errors import Conflict, Damaged, LannerError, NotFound, Refused, Unavailable
 
@@ -80,6 +80,9 @@ def register(app: Flask) -> None:
         code = CODES.get(status, error.name.lower().replace(" ", "_"))
         known = request.url_rule is not None or status != 404
         message = (error.description or error.name) if known else f"{request.path} is no route of this API"
+        if isinstance(error, MethodNotAllowed):
+            able = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
+            message = f"{request.method} can't be asked of {request.path}: expected {able}"
         response = answer(status, code, message)
         for name, value in error.get_headers():
             if name != "Content-Type":

@@ -26,7 +26,7 @@ def get(job_id: str) -> Response:
     ledger.request(job_id)
     after = request.headers.get("Last-Event-ID") or request.args.get("after") or "-"
     if not re.fullmatch(r"-|\d{1,20}-\d{1,20}", after):
-        raise Refused(f"Last-Event-ID is {after!r}, expected the id of an event", "bad_request")
+        raise Refused(f"Last-Event-ID or after is {after[:100]!r}, expected the id of an event", "bad_request")
     if request.args.get("format") == "json":
         return jsonify(events=[{"id": i, **event} for i, event in ledger.events(job_id, after)])
     if not _streams.acquire(blocking=False):

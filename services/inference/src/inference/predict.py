@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from flask import Blueprint, Response, request
 
-from inference.codec import Image, decode_all, images_of_request, top, weight
+from inference.codec import HEAD, Image, decode_all, images_of_request, top, weight
 from inference.context import Api, api
 from inference.loaded import Served
 from inference.scores import PRODUCTION, model_called, scores
@@ -18,12 +18,17 @@ from shared.jobs import check_id
 bp = Blueprint("predict", __name__)
 RULE = "/v1/models/<name>/predict"
 TOP_K = 5
+MOST = 10**8  # of a number in the query
+QUERY = frozenset(("alias", "version", "variant", "top_k"))
 
 
 @bp.post(RULE)
 def predict(name: str) -> Response:
     context = api()
     check_id(name, "name")
+    if unknown := sorted(set(request.args) - QUERY):
+        raise Refused(f"predict knows no {unknown[0][:100]!r}: expected some of {', '.join(sorted(QUERY))}",
+                      "bad_request")
     k = _number("top_k") or TOP_K
     images = images_of_request(context.intake, context.settings.request_limit_mib << 20)
     alias = check_id(request.args.get("alias", PRODUCTION), "alias")
@@ -36,7 +41,7 @@ def predict(name: str) -> Response:
 def label(context: Api, timing: Timing, name: str, images: Sequence[Image], alias: str = PRODUCTION,
           version: int | None = None, variant: str | None = None, k: int = TOP_K) -> Steps[bytes]:
     """The answer as JSON. Raises as `scores` does, and Refused for an image that can't be decoded."""
-    work = sum(weight(data[:32], len(data)) for _, data in images)
+    work = sum(weight(data[:HEAD], len(data)) for _, data in images)
     served, found = yield from scores(context, timing, name, alias, version, variant,
                                       lambda size: decode_all(images, size), work)
     body = render(name, served, top(found, served.loaded.spec.labels, k))
@@ -55,6 +60,6 @@ def _number(name: str) -> int | None:
     text = request.args.get(name)
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 10**8 or len(text) > 9:
-        raise Refused(f"{name} is {text!r}, expected a whole number from 1", "bad_request")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST or len(text) > 9:
+        raise Refused(f"{name} is {text[:100]!r}, expected a whole number from 1 to {MOST:,}", "bad_request")
     return int(text)

@@ -17,7 +17,7 @@ from redis import RedisError
 from inference.uploads import find_upload
 from shared.artifacts import open_artifact, versions
 from shared.errors import Conflict, NotFound, Refused
-from shared.jobs import ID, KINDS, check_id, new_id, parse
+from shared.jobs import ID, KINDS, RECIPES, Job, TrainJob, TuneJob, check_id, kind_of, new_id, parse
 from shared.ledger import Ledger, Request
 from shared.queue import deliver
 from shared.tracing import TRACEPARENT
@@ -65,6 +65,7 @@ def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str =
            "train": {"name": name, "dataset_id": dataset_id, "model_id": model_id},
            "optimize": {"name": name, "model_id": model_id}}
     jobs = {stage: parse(stage, {**_stage(body, stage, ids[stage]), **ids[stage]}) for stage in STAGES}
+    _check_recipes(jobs["train"])
     pipeline, requests, new, parent, trace = mint("p"), {}, False, "", _told(traceparent)
     _ask_queue(ledger, [mint("j", stage) for stage in STAGES])
     try:
@@ -92,7 +93,8 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "",
     fields = dict(body)
     kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
-        raise Refused(f"kind is {kind!r}, expected one of {', '.join(KINDS)}", "bad_job")
+        came = f"is {kind!r}" if "kind" in body else "is missing"
+        raise Refused(f"kind {came}, expected one of {', '.join(KINDS)}", "bad_job")
     mint = _minter(key)
     job_id, parent = mint("j"), None
     match kind:
@@ -108,6 +110,7 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "",
             fields.setdefault("predictions_id", mint("r"))
             _check_predict(root, fields)
     job = parse(kind, fields)
+    _check_recipes(job)
     known = _ask_queue(ledger, [job_id])
     if not known and job.target and (root / job.target).exists():
         raise Conflict(f"{job.target} exists already: leave the id out and one is made", "id_taken")
@@ -121,12 +124,29 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "",
 def _check_predict(root: Path, fields: dict[str, Any]) -> None:
     """Raise NotFound when the Name, the upload or the Dataset does not exist."""
     if not versions(root, fields.get("name", "")):
-        raise NotFound(f"model {fields['name']} does not exist: GET /v1/models lists those that do")
+        raise NotFound(f"model {fields.get('name')} does not exist: GET /v1/models lists those that do")
+    version = fields.get("version")
+    if type(version) is int and version and version not in versions(root, fields["name"]):
+        raise NotFound(f"{fields['name']} has no version {version}: it has {sorted(versions(root, fields['name']))}")
     word, _, rest = str(fields.get("source", "")).partition(":")
     if word == "upload":
         find_upload(root, rest)
     elif word == "dataset":
         open_artifact(root, f"datasets/{check_id(rest.partition('/')[0], 'dataset id')}", hashes=False)
+
+
+def _check_recipes(job: Job) -> None:
+    """Known now, not when a dataset has been prepared. Raises Refused."""
+    match job:
+        case TrainJob():
+            asked, able = (job.recipe,), (*RECIPES, "auto")
+        case TuneJob():
+            asked, able = job.recipes, tuple(name for name in RECIPES if name != "speedrun")
+        case _:
+            return
+    if unknown := [name for name in asked if name not in able]:
+        raise Refused(f"recipe {unknown[0]!r} is unknown to {kind_of(job)}: expected one of {', '.join(able)}",
+                      "unknown_recipe")
 
 
 def _minter(key: str) -> Callable[..., str]:
@@ -159,6 +179,9 @@ def _name_and_source(root: Path, body: dict[str, Any]) -> tuple[str, str]:
     if word == "upload":
         upload = find_upload(root, rest)
         rest = upload["filename"] or rest
+    if word == "import" and rest and any(part in ("", ".", "..") for part in rest.split("/")):
+        raise Refused(f"import {rest!r} is not valid: expected a folder's or archive's path below the imports folder",
+                      "bad_name")
     return check_id(_slug(rest or word) if name is None else name, "name"), source
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from shared.intervals import wilson
 
+LEVELS = 256  # of int8
 BINS = 15  # of confidence, as in Guo et al.
 SHOWN = 12  # images of each kind on the card
 HOTTEST, COLDEST = 20.0, 0.05  # temperatures
@@ -86,12 +87,12 @@ def scaled_by(scores: np.ndarray, t: float) -> np.ndarray:
 
 
 def _logs(scores: np.ndarray) -> np.ndarray:
-    """float64 logarithms of probabilities. A score of 0 is taken for half of the smallest that is none: int8 networks
-    give multiples of 1/256, and one wrong 0 as a tiny number would outweigh all other answers.
+    """float64 logarithms of probabilities. Of an int8 network, which gives 256 different ones, a 0 is taken for half of
+    the smallest that is none: one wrong 0 as a tiny number would outweigh all other answers.
     """
     known = scores.astype(np.float64)
-    least = known[known > 0].min(initial=1.0) / 2
-    return np.asarray(np.log(np.maximum(known, max(least, 1e-30))))
+    rounded = len(np.unique(known)) <= LEVELS < known.size
+    return np.asarray(np.log(np.maximum(known, known[known > 0].min(initial=1.0) / 2 if rounded else 1e-30)))
 
 
 def per_class(scores: np.ndarray, labels: np.ndarray, names: list[str]) -> list[dict[str, Any]]:

@@ -46,7 +46,8 @@ def _import(imports: Path, name: str) -> Path:
     if not path.startswith(root + os.sep):
         raise Refused(f"import {name!r} leads out of the imports folder: copy the data into it", "bad_name")
     if not os.path.exists(path):
-        raise Refused(f"import {name!r} does not exist: put the folder or archive into the imports folder", UNAVAILABLE)
+        raise Refused(f"import {name!r} does not exist: put the folder or archive into the imports folder, {root} for "
+                      "the worker", UNAVAILABLE)
     if not os.access(path, os.R_OK):
         raise Refused(UNREADABLE.format(path, os.getuid()), UNAVAILABLE)
     return Path(path)

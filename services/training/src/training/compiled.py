@@ -42,7 +42,7 @@ def kept(ctx: Attempt) -> Iterator[None]:
         return
     own.mkdir(parents=True)
     store.mkdir(parents=True, exist_ok=True)
-    with locked(ctx.root / FOLDER / ".lock"):  # other trainings keep theirs there, too
+    with locked(ctx.root / f"{FOLDER}.lock"):  # other trainings keep theirs there, too
         _link(store, own)
     _add_flags(f"--tf_xla_persistent_cache_directory={own}", f"--tf_xla_persistent_cache_device_types={DEVICES}")
     try:
@@ -65,7 +65,7 @@ def _link(store: Path, own: Path) -> None:
 
 def _add(own: Path, store: Path) -> None:
     """Move what is new to the store; each file is there whole or not at all."""
-    with locked(store.parent / ".lock"):
+    with locked(store.parent.with_name(f"{FOLDER}.lock")):
         store.mkdir(exist_ok=True)
         for path in own.glob("*.pb"):
             if not (store / path.name).exists():

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import orjson
 
-from inference.codec import MAX_IMAGES, decode_all, weight
+from inference.codec import HEAD, MAX_IMAGES, decode_all, weight
 from inference.v2.messages import INPUT, OUTPUT, InferRequest, Object, Output, Tensor
 from inference.v2.tensors import from_binary, to_binary, to_json
 from shared.errors import Refused
 
-HEAD = 4096  # bytes of an image that are looked through for its size; a multiple of 4, as base64 has it
 WriteRegion = Callable[[str, int, int, bytes], None]  # (region, offset, most bytes, bytes)
 
 
