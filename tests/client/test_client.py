@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_PUT = do_POST = answer
+    do_GET = do_PUT = do_POST = do_DELETE = answer
 
     def log_message(self, *_):
         pass
@@ -297,10 +297,21 @@ def test_a_file_that_can_not_be_read_or_written_is_one_line_before_any_work(serv
 def test_datasets_are_listed_and_what_could_not_be_used_is_named(server, capsys):
     summary = {"dataset_id": "d-1", "name": "pets", "images": {"train": 8, "validation": 1, "test": 1}, "classes": 2,
                "size": 32, "skipped": 1}
-    server.answers["GET /v1/datasets"] = (200, {"datasets": [summary]})
+    server.answers["GET /v1/datasets"] = (200, {"datasets": [{"id": "d-1", "name": "pets", "summary": summary}]})
     with Client(server.url) as client:
         execute(_parser().parse_args(["datasets"]), client, plain_console())
         assert "d-1" in capsys.readouterr().out
     skipped = {"stats": {"skipped": {"images": 1, "examples": [{"path": "cat/a.jpg", "reason": "it is empty"}]}}}
     assert tables.prepared(summary, skipped).splitlines() == [
         "dataset d-1: 10 images of 2 classes; 1 files can't be used, such as", "  cat/a.jpg: it is empty"]
+
+
+def test_delete_asks_for_what_it_is_told(server, capsys):
+    server.answers["DELETE /v1/models/pets/versions/1"] = (204, b"")
+    with Client(server.url) as client:
+        execute(_parser().parse_args(["delete", "models/pets/versions/1"]), client, plain_console())
+        assert capsys.readouterr().out == "models/pets/versions/1 is deleted\n"
+        server.answers["*"] = (409, {"error": {"code": "in_use", "message": "model m-1 was trained on it"}})
+        with pytest.raises(LannerError, match="was trained on it"):
+            client.delete("/datasets/d-1/")
+    assert [asked for asked, _, _ in server.got][-1] == "DELETE /v1/datasets/d-1"

@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     rollback = commands.add_parser("rollback", help="point an alias at what it pointed at before")
     rollback.add_argument("name")
     rollback.add_argument("--alias", default="production")
+    delete = commands.add_parser("delete", help="delete what nothing stands on any more")
+    delete.add_argument("path", help="datasets/ID, models/NAME/versions/N, models/NAME/aliases/ALIAS, predictions/ID "
+                                     "or uploads/ID")
     commands.add_parser("shadow", help="how the candidate answers live images beside production").add_argument("name")
     predict = commands.add_parser("predict", help="label images")
     predict.add_argument("name")
@@ -118,6 +121,9 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "rollback":
             moved = client.roll_back(args.name, args.alias)
             console.print(f"{args.name}@{args.alias} is {moved['variant']} of version {moved['version']} again")
+        case "delete":
+            client.delete(args.path)
+            console.print(f"{args.path} is deleted")
         case "shadow":
             console.print(tables.shadow(client.shadow(args.name)), soft_wrap=True)
         case "predict":

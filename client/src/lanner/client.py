@@ -158,7 +158,7 @@ class Client:
     # Models
 
     def datasets(self) -> list[Json]:
-        """Every Dataset's summary, the latest first: dataset_id, name, images, classes, size, skipped, ..."""
+        """Every Dataset's manifest without its files, the latest first: id, name, summary, ..."""
         return list(self._call("GET", "/v1/datasets")["datasets"])
 
     def dataset(self, dataset_id: str) -> Json:
@@ -171,6 +171,12 @@ class Client:
     def model(self, name: str) -> Json:
         """Versions and aliases of a Name."""
         return self._call("GET", f"/v1/models/{name}")
+
+    def delete(self, path: str) -> None:
+        """What the API has at /v1/<path>: datasets/ID, models/NAME/versions/N, models/NAME/aliases/ALIAS,
+        predictions/ID or uploads/ID. What something still stands on is refused.
+        """
+        self._request("DELETE", f"/v1/{path.strip('/')}")
 
     def example(self, dataset_id: str, split: str = "test", number: int = 0) -> tuple[bytes, str]:
         """One image of a Dataset as a PNG, and its label."""

@@ -27,8 +27,9 @@ def jobs(rows: Sequence[Json]) -> Table:
 def datasets(rows: Sequence[Json]) -> Table:
     table = Table("dataset", "name", "images", "classes", "size", "skipped", box=None)
     for row in rows:
-        table.add_row(row["dataset_id"], row["name"], f"{sum(row['images'].values()):,}", str(row["classes"]),
-                      str(row["size"]), str(row["skipped"]))
+        known = row["summary"]
+        table.add_row(row["id"], row["name"], f"{sum(known['images'].values()):,}", str(known["classes"]),
+                      str(known["size"]), str(known["skipped"]))
     return table
 
 

@@ -189,7 +189,8 @@ def register_version(root: Path, name: str, model_id: str) -> int:
         for version, model in known.items():
             if model == model_id:
                 return version
-        version = max(known, default=0) + 1
+        given = [int(path.stem) for path in (root / "aliases" / name / "versions").glob("*.gone")]  # to deleted ones
+        version = max([*known, *given], default=0) + 1
         write_json(root / "aliases" / name / "versions" / f"{version}.json", {"model": model_id, "created_at": now()})
         return version
 

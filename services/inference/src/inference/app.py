@@ -8,7 +8,20 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 
-from inference import catalogue, errors, events, examples, health, jobs, openapi, page, pipelines, predict, uploads
+from inference import (
+    catalogue,
+    deletion,
+    errors,
+    events,
+    examples,
+    health,
+    jobs,
+    openapi,
+    page,
+    pipelines,
+    predict,
+    uploads,
+)
 from inference.body import Intake
 from inference.closing import notice_signals
 from inference.context import Api, api
@@ -48,7 +61,7 @@ def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
     errors.register(app)
     # Before the watcher begins: on CPython 3.11 two threads in ast.parse at once may fail (gh-106905). Werkzeug
     # makes its routes with it, and numpy reads the header of a golden batch with it.
-    for part in (catalogue, events, examples, health, jobs, openapi, page, pipelines, predict, uploads, v2):
+    for part in (catalogue, deletion, events, examples, health, jobs, openapi, page, pipelines, predict, uploads, v2):
         app.register_blueprint(part.bp)
     app.before_request(_refuse_other_sites)
     app.after_request(_safe_headers)

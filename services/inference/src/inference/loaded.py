@@ -222,9 +222,20 @@ class LoadedModels:
             self._refuse((name, ""), {}, e)
             return
         self._refused = {place: r for place, r in self._refused.items() if place != (name, "")}
+        self._drop({place for place in {*self._aliases, *self._refused} if place[0] == name and place[1] not in found})
         for alias, record in found.items():
             if self._is_news((name, alias), record, asked):
                 self._follow((name, alias), record)
+
+    def _drop(self, gone: set[Place]) -> None:
+        """Aliases that were deleted: what they pointed at answers what waits, and closes."""
+        if not gone:
+            return
+        with self._memory.loading:
+            self._aliases = {place: served for place, served in self._aliases.items() if place not in gone}
+            self._refused = {place: r for place, r in self._refused.items() if place not in gone}
+            self._memory.pin(self._pins())
+        log.info("%s: no longer there", ", ".join(f"{name}@{alias}" for name, alias in sorted(gone)))
 
     def _is_news(self, place: Place, record: dict[str, Any], asked: bool) -> bool:
         """asked: somebody waits for it, so that a refused Variant is tried again before its time."""

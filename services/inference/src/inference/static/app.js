@@ -159,7 +159,7 @@ async function refresh() {
     const names = [...new Set(ready.models.filter(m => m.alias === "production").map(m => m.name))];
     if (names.join() !== [...$("model").options].map(o => o.value).join())
       $("model").replaceChildren(...names.map(name => el("option", {textContent: name, value: name})));
-    $("ready").textContent = [ready.ready ? `serving ${ready.models.length}` : "no model yet",
+    $("ready").textContent = [ready.ready ? `serving ${new Set(ready.models.map(model => model.name)).size}` : "no model yet",
       ...(ready.refused.length ? [`${ready.refused.length} refused`] : []), ...(ready.redis ? [] : ["the queue does not answer"])].join(", ");
   } catch {
     $("ready").textContent = "the API does not answer";

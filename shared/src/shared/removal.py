@@ -1,0 +1,116 @@
+"""Taking away what was published. What something still stands on is refused, with what that is.
+
+A folder is renamed into .staging first: readers see it whole or not at all, and where this dies the keeper sweeps it.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from shared.artifacts import (
+    aliases,
+    fsync_dir,
+    list_ids,
+    locked,
+    names,
+    open_artifact,
+    read_json,
+    stage,
+    versions,
+    write_json,
+)
+from shared.errors import Conflict, Damaged, LannerError, NotFound
+from shared.jobs import Job, PredictJob, check_id
+from shared.ledger import Ledger
+
+
+def remove_dataset(root: Path, ledger: Ledger, dataset_id: str) -> None:
+    """Raises NotFound, and Conflict (in_use) while a Model that was trained on it or a job stands on it."""
+    target = f"datasets/{check_id(dataset_id, 'dataset id')}"
+    _check_there(root, target)
+    for model in list_ids(root, "models"):
+        try:
+            parents = open_artifact(root, f"models/{model}", hashes=False).get("parents", {})
+        except (Damaged, NotFound):
+            continue
+        if parents.get("dataset") == dataset_id:
+            raise Conflict(f"model {model} was trained on dataset {dataset_id}, and its variants are made from both: "
+                           "delete its versions first", "in_use")
+    _check_jobs(ledger, f"dataset {dataset_id}", {dataset_id}, "")
+    _away(root, target)
+
+
+def remove_version(root: Path, ledger: Ledger, name: str, number: int) -> None:
+    """A version of a Name; with it the Model, its Variants and its card, unless another Name has that Model, too.
+
+    Raises NotFound, and Conflict (in_use) while an alias points at it or a job stands on it.
+    """
+    model = versions(root, name).get(number)
+    if model is None:
+        raise NotFound(f"{name} has no version {number}: it has {sorted(versions(root, name))}")
+    folder = root / "aliases" / name
+    others = [other for other in names(root) if other != name and model in versions(root, other).values()]
+    with locked(folder / ".lock"):
+        for alias, record in aliases(root, name).items():
+            if record["version"] == number:
+                raise Conflict(f"{name}@{alias} points at version {number}: move or delete that alias first", "in_use")
+        _check_jobs(ledger, f"version {number} of {name}", {model}, name)
+        path = folder / "versions" / f"{number}.json"
+        write_json(path.with_suffix(".gone"), read_json(path))  # its number is given to no other
+        path.unlink()
+        fsync_dir(path.parent)
+    if not others:
+        for target in (f"variants/{model}", f"models/{model}"):
+            _away(root, target)
+        for suffix in ("html", "serving.json", "json"):
+            (root / "cards" / f"{model}.{suffix}").unlink(missing_ok=True)
+
+
+def remove_alias(root: Path, name: str, alias: str) -> None:
+    """Raises NotFound."""
+    path = root / "aliases" / check_id(name, "name") / f"{check_id(alias, 'alias')}.json"
+    if not path.exists():
+        raise NotFound(f"{name} has no alias {alias}: it has {', '.join(aliases(root, name)) or 'none'}")
+    with locked(path.with_name(".lock")):
+        path.unlink(missing_ok=True)
+        fsync_dir(path.parent)
+
+
+def remove_predictions(root: Path, predictions_id: str) -> None:
+    """Raises NotFound."""
+    target = f"predictions/{check_id(predictions_id, 'predictions id')}"
+    _check_there(root, target)
+    _away(root, target)
+
+
+def _check_there(root: Path, target: str) -> None:
+    if not (root / target).is_dir():
+        raise NotFound(f"{target} does not exist")
+
+
+def _check_jobs(ledger: Ledger, what: str, ids: set[str], name: str) -> None:
+    """Raise Conflict where a job that has not ended reads one of these, or may predict by this Name."""
+    for job_id in ledger.ids():
+        try:
+            job = ledger.request(job_id).job
+        except LannerError:  # a record of another version's: it runs no more
+            continue
+        if (ids & _reads(job) or (name and isinstance(job, PredictJob) and job.name == name)) and (
+                ledger.ended(job_id) is None):
+            raise Conflict(f"job {job_id} still stands on {what}: cancel it, or delete later", "in_use")
+
+
+def _reads(job: Job) -> set[Any]:
+    source = getattr(job, "source", "").removeprefix("dataset:").partition("/")[0]
+    return {getattr(job, "dataset_id", ""), getattr(job, "model_id", ""), source}
+
+
+def _away(root: Path, target: str) -> None:
+    path = root / target
+    if not path.exists():
+        return
+    gone = stage(root, "deleted")
+    os.rename(path, gone / path.name)
+    fsync_dir(path.parent)
+    shutil.rmtree(gone)

@@ -1,0 +1,105 @@
+"""DELETE: what nothing stands on goes whole, what something stands on stays whole."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from shared import artifacts
+from shared.jobs import OptimizeJob, PredictJob, TrainJob
+from shared.ledger import Ledger
+
+from .conftest import RED, png, publish_model, publish_variant, until
+
+
+@pytest.fixture
+def published(serving: FlaskClient, root: Path) -> FlaskClient:
+    """`serving`, whose model m-1 was trained on d-1; a second version that no alias points at; predictions r-1."""
+    publish_model(root, "colors", "m-2")
+    publish_variant(root, "m-2", "onnx-int8")
+    for suffix in ("json", "html", "serving.json"):
+        (root / "cards").mkdir(exist_ok=True)
+        (root / "cards" / f"m-2.{suffix}").write_text("{}")
+    for target in ("datasets/d-1", "datasets/d-2", "predictions/r-1"):
+        staging = artifacts.stage(root, "j-test")
+        (staging / "data").write_bytes(b"bytes")
+        artifacts.publish(root, staging, target, {"name": "colors", "summary": {}})
+    return serving
+
+
+def code_of(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json["error"]["code"] if answer.status_code != 204 else ""
+
+
+def open_job(root: Path, job: Any, job_id: str = "j-1") -> Ledger:
+    ledger = Ledger(root, None)  # type: ignore[arg-type]
+    ledger.event = lambda *a, **b: None  # type: ignore[method-assign]
+    ledger.live = lambda *a, **b: None  # type: ignore[method-assign]
+    ledger.accept(job_id, job)
+    return ledger
+
+
+def test_a_version_goes_with_its_model_and_its_number_is_given_to_no_other(published: FlaskClient, root: Path) -> None:
+    assert code_of(published.delete("/v1/models/colors/versions/2")) == (204, "")
+    assert artifacts.versions(root, "colors") == {1: "m-1"}
+    for target in ("models/m-2", "variants/m-2", "cards/m-2.json", "cards/m-2.html", "cards/m-2.serving.json"):
+        assert not (root / target).exists()
+    assert list((root / ".staging").iterdir()) == []
+    assert code_of(published.delete("/v1/models/colors/versions/2")) == (404, "not_found")
+    assert publish_model(root, "colors", "m-3") == 3
+    assert published.get("/v1/cards/m-2").status_code == 404
+
+
+def test_a_version_that_an_alias_points_at_stays_and_serves(published: FlaskClient, root: Path) -> None:
+    told = published.delete("/v1/models/colors/versions/1")
+    assert code_of(told) == (409, "in_use")
+    assert "colors@production points at version 1" in told.json["error"]["message"]
+    assert published.post("/v1/models/colors/predict", data=png(RED), content_type="image/png").status_code == 200
+
+
+def test_a_model_that_another_name_has_stays(published: FlaskClient, root: Path) -> None:
+    artifacts.register_version(root, "shades", "m-2")
+    assert code_of(published.delete("/v1/models/colors/versions/2")) == (204, "")
+    assert (root / "models/m-2").is_dir()
+    assert artifacts.versions(root, "shades") == {1: "m-2"}
+
+
+def test_an_alias_goes_and_its_name_answers_no_more_by_it(published: FlaskClient, root: Path) -> None:
+    artifacts.promote(root, "colors", "candidate", 2, "onnx-fp32", by="test")
+    assert code_of(published.delete("/v1/models/colors/aliases/candidate")) == (204, "")
+    assert list(artifacts.aliases(root, "colors")) == ["production"]
+    assert code_of(published.delete("/v1/models/colors/aliases/candidate")) == (404, "not_found")
+    assert code_of(published.delete("/v1/models/colors/aliases/production")) == (204, "")
+    path = "/v1/models/colors/predict"
+    until(lambda: published.post(path, data=png(RED), content_type="image/png").status_code == 404)
+    assert code_of(published.delete("/v1/models/colors/versions/1")) == (204, "")
+
+
+def test_a_dataset_stays_while_a_model_was_trained_on_it(published: FlaskClient, root: Path) -> None:
+    manifest = artifacts.read_json(root / "models/m-2/manifest.json")
+    artifacts.write_json(root / "models/m-2/manifest.json", {**manifest, "parents": {"dataset": "d-1"}})
+    assert code_of(published.delete("/v1/datasets/d-1")) == (409, "in_use")
+    assert code_of(published.delete("/v1/models/colors/versions/2")) == (204, "")
+    assert code_of(published.delete("/v1/datasets/d-1")) == (204, "")
+    assert published.get("/v1/datasets/d-1").status_code == 404
+    assert code_of(published.delete("/v1/datasets/d-1")) == (404, "not_found")
+
+
+@pytest.mark.parametrize(("job", "path"), [
+    (TrainJob("m-9", "d-1", "colors"), "/v1/datasets/d-1"),
+    (PredictJob("r-9", "colors", "dataset:d-1/test"), "/v1/datasets/d-1"),
+    (OptimizeJob("m-2", "colors"), "/v1/models/colors/versions/2"),
+    (PredictJob("r-9", "colors", "dataset:d-2"), "/v1/models/colors/versions/2")])
+def test_what_a_job_stands_on_stays_until_that_has_ended(published: FlaskClient, root: Path, job: Any,
+                                                         path: str) -> None:
+    ledger = open_job(root, job)
+    assert code_of(published.delete(path)) == (409, "in_use")
+    ledger.end("j-1", "cancelled", code="cancelled")
+    assert code_of(published.delete(path)) == (204, "")
+
+
+def test_predictions_go(published: FlaskClient, root: Path) -> None:
+    assert code_of(published.delete("/v1/predictions/r-1")) == (204, "")
+    assert code_of(published.delete("/v1/predictions/r-1")) == (404, "not_found")
+    assert code_of(published.delete("/v1/predictions/..")) in ((404, "not_found"), (422, "bad_name"))
