@@ -73,7 +73,11 @@ def test_an_alias_goes_and_its_name_answers_no_more_by_it(published: FlaskClient
     assert code_of(published.delete("/v1/models/colors/aliases/production")) == (204, "")
     path = "/v1/models/colors/predict"
     until(lambda: published.post(path, data=png(RED), content_type="image/png").status_code == 404)
-    assert code_of(published.delete("/v1/models/colors/versions/1")) == (204, "")
+    for number in (1, 2):
+        assert code_of(published.delete(f"/v1/models/colors/versions/{number}")) == (204, "")
+    assert published.get("/v1/models").json == {"models": []}
+    assert published.get("/v1/models/colors").status_code == 404
+    assert published.post("/v2/repository/index").json == []
 
 
 def test_a_dataset_stays_while_a_model_was_trained_on_it(published: FlaskClient, root: Path) -> None:

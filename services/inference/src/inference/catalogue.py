@@ -59,8 +59,8 @@ def predictions_table(predictions_id: str) -> Response:
 @bp.get("/v1/models")
 def models() -> Response:
     root = _root()
-    listed = [{"name": name, "versions": artifacts.versions(root, name), "aliases": artifacts.aliases(root, name)}
-              for name in artifacts.names(root)]
+    listed = [{"name": name, "versions": versions, "aliases": artifacts.aliases(root, name)}
+              for name in artifacts.names(root) if (versions := artifacts.versions(root, name))]
     return jsonify(models=listed)
 
 
