@@ -27,6 +27,7 @@ from inference.metrics import Meters
 from inference.predictor import Closed
 from inference.scores import LIGHT, scores
 from inference.steps import LOAD, Ask
+from shared import images
 from shared.ledger import Ledger
 from shared.settings import load
 
@@ -323,3 +324,23 @@ def test_a_picture_of_too_many_pixels_says_how_many_are_accepted(serving: FlaskC
     for size in ((6000, 5000), (9000, 9000)):
         told = serving.post("/v1/models/colors/predict", data=encoded(size, "PNG"), content_type="image/png")
         assert (told.status_code, "25,000,000" in told.json["error"]["message"]) == (422, True)
+
+
+def test_a_jpeg_of_few_bytes_and_many_pixels_is_decoded_beside_the_loop(connect: Callable[[], socket.socket],
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    real = images.simplejpeg.decode_jpeg
+
+    def seen(*args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(*args, **options)
+
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", seen)
+    large, small = encoded((1000, 800), "JPEG"), encoded((32, 32), "JPEG")
+    assert len(large) < LIGHT
+    connection = connect()
+    for image in (small, large, small):
+        connection.sendall(request(image))
+        assert answer(connection)[0] == 200
+    assert [name.split("_")[0] for name in threads] == ["front", "front", "front"]
+    assert [name == "front" for name in threads] == [True, False, True]

@@ -43,23 +43,26 @@ def decode(data: bytes, size: int) -> np.ndarray:
     return decode_sized(data, size)[0]
 
 
-def decode_into(data: bytes, row: np.ndarray) -> None:
-    """`decode` into a row of a batch, uint8 [size, size, 3]: a JPEG of that size without a copy. Raises as that."""
-    pixels = decode_sized(data, len(row), row)[0]
+def decode_into(data: bytes, row: np.ndarray, most: int = MAX_PIXELS) -> None:
+    """`decode` into a row of a batch, uint8 [size, size, 3]: a JPEG of that size without a copy. Raises as that; for
+    more pixels than `most` before they are decoded.
+    """
+    pixels = decode_sized(data, len(row), row, most)[0]
     if pixels is not row:
         row[:] = pixels
 
 
-def decode_sized(data: bytes, size: int, row: np.ndarray | None = None) -> tuple[np.ndarray, int, int]:
+def decode_sized(data: bytes, size: int, row: np.ndarray | None = None,
+                 most: int = MAX_PIXELS) -> tuple[np.ndarray, int, int]:
     """`decode`, and the width and height that the image has on a screen, in pixels.
 
-    row: uint8 [size, size, 3], which is what is returned where the pixels could be written into it at once.
+    most: pixels. row: uint8 [size, size, 3], which is returned where the pixels could be written into it at once.
     """
     if not data:
         raise Refused("the image is empty, it has 0 bytes: expected a whole JPEG, PNG or WebP file", "bad_image")
     try:
-        decoded = _decode_jpeg(data, size, row) if data.startswith(b"\xff\xd8\xff") else None
-        pixels, width, height, orientation = decoded or _decode_any(data, size)
+        decoded = _decode_jpeg(data, size, row, most) if data.startswith(b"\xff\xd8\xff") else None
+        pixels, width, height, orientation = decoded or _decode_any(data, size, most)
     except Refused:
         raise
     except UnidentifiedImageError:  # its own message names an address in memory: another one each time
@@ -89,11 +92,11 @@ def measure(data: bytes) -> tuple[int, int]:
                       "bad_image") from None
 
 
-def _decode_jpeg(data: bytes, size: int, row: np.ndarray | None) -> tuple[np.ndarray, int, int, int] | None:
+def _decode_jpeg(data: bytes, size: int, row: np.ndarray | None, most: int) -> tuple[np.ndarray, int, int, int] | None:
     """Pixels, stored width and height, orientation; None for what libjpeg-turbo can't or won't turn into RGB."""
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
-        _check_pixels(width, height)
+        _check_pixels(width, height, most)
         if colour == "CMYK":
             return None
         if row is not None and height == width == size:
@@ -140,18 +143,18 @@ def _divisor(side: int, size: int) -> int:
     return next(d for d in (8, 4, 2) if side >= d * SHRINK * size)
 
 
-def _decode_any(data: bytes, size: int) -> tuple[np.ndarray, int, int, int]:
+def _decode_any(data: bytes, size: int, most: int) -> tuple[np.ndarray, int, int, int]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
-        _check_pixels(width, height)
+        _check_pixels(width, height, most)
         orientation = _orientation(image)
         rgb = _to_rgb(image)
     return resize(np.asarray(rgb), size), width, height, orientation
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise Refused(f"the image has {width} x {height} pixels: expected at most {MAX_PIXELS:,}, make it smaller",
+def _check_pixels(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise Refused(f"the image has {width} x {height} pixels: expected at most {most:,}, make it smaller",
                       "bad_image")
 
 

@@ -18,6 +18,8 @@ from shared.images import decode_into
 
 MAX_IMAGES = 256
 MEGAPIXEL = 1 << 20
+JPEG = b"\xff\xd8\xff"
+JPEG_PIXELS = 8  # to a byte
 HEAD = 4096  # bytes of an image that are looked through for its size; a multiple of 4, as base64 has it
 NO_FRAME = (0xC4, 0xC8, 0xCC)  # of the markers from SOF0 to SOF15: DHT, JPG, DAC
 FEW = 64  # classes that are sorted sooner than the largest are picked
@@ -61,8 +63,8 @@ def weight(start: bytes, size: int) -> int:
 
 def _pixels(start: bytes) -> tuple[int, int]:
     """Of an image, and how many of them take as long as a byte of JPEG; 0 where its beginning does not tell."""
-    if start.startswith(b"\xff\xd8\xff"):
-        return _pixels_of_jpeg(start), 8
+    if start.startswith(JPEG):
+        return _pixels_of_jpeg(start), JPEG_PIXELS
     if start.startswith(b"\x89PNG") and len(start) >= 24:
         return int.from_bytes(start[16:20], "big") * int.from_bytes(start[20:24], "big"), 4
     if start.startswith(b"RIFF") and len(start) >= 30:

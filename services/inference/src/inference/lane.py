@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.codec import top, weight
+from inference.codec import JPEG, JPEG_PIXELS, top, weight
 from inference.fast import IS_JSON, Route
 from inference.loaded import Served
 from inference.predict import RULE, render
@@ -72,7 +72,8 @@ class Lane:
 
     def takes(self, body: bytes) -> bool:
         """Whether an image can be answered here: it is small, what answers is loaded, nobody but the client is told."""
-        return (self._served() is not None and len(body) <= LIGHT and weight(body, len(body)) <= LIGHT
+        light = len(body) <= LIGHT and (body.startswith(JPEG) or weight(body, len(body)) <= LIGHT)
+        return (light and self._served() is not None
                 and not self.api.shadow.share and self.api.statistics.ended is None)
 
     def refuses(self) -> bool:
@@ -151,7 +152,7 @@ class Lane:
         for request in requests:
             began = time.monotonic_ns()
             try:
-                decode_into(request.body, images[len(whole)])
+                decode_into(request.body, images[len(whole)], JPEG_PIXELS * LIGHT)  # of a JPEG they are counted here
             except Refused:
                 request.go_the_usual_way()
                 continue
