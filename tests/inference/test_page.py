@@ -1,13 +1,16 @@
 """The page and the description of the routes, held to the app."""
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
+import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 import inference
+from shared.jobs import KINDS, RECIPES, VARIANTS
 
 STATIC = Path(inference.__file__).parent / "static"
 RAISED = ("Refused", "Conflict", "NotFound", "Unavailable")
@@ -69,3 +72,31 @@ def test_the_page_asks_for_routes_that_exist(app: Flask) -> None:
 def test_every_element_that_the_script_looks_up_is_on_the_page(client: FlaskClient) -> None:
     looked_up = set(re.findall(r"\$\(\"(\w+)\"\)", (STATIC / "app.js").read_text()))
     assert looked_up <= set(re.findall(r'id="(\w+)"', client.get("/").text))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_description_of_a_job_is_that_of_its_fields(client: FlaskClient, kind: str) -> None:
+    body = client.get("/openapi.json").json["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
+    (schema,) = [one for one in body["schema"]["oneOf"] if one["properties"]["kind"]["const"] == kind]
+    fields = {spec.name: spec for spec in dataclasses.fields(KINDS[kind])}
+    assert set(schema["properties"]) == {"kind", *fields}
+    for name, spec in fields.items():
+        if spec.default is not dataclasses.MISSING:
+            default = schema["properties"][name]["default"]
+            assert (tuple(default) if isinstance(default, list) else default) == spec.default
+    for name in schema["required"]:
+        told = client.post("/v1/jobs", json={key: "x-1" for key in schema["required"] if key != name} | (
+            {} if name == "kind" else {"kind": kind}))
+        assert told.status_code in (404, 422), name
+    for name in ("recipe", "variants", "variant", "recipes"):
+        if name in schema["properties"]:
+            values = schema["properties"][name].get("enum") or schema["properties"][name]["items"]["enum"]
+            assert set(values) - {""} <= {*RECIPES, "auto", *VARIANTS}
+
+
+def test_a_pipeline_with_all_that_is_described_is_accepted(client: FlaskClient) -> None:
+    post = client.get("/openapi.json").json["paths"]["/v1/pipelines"]["post"]
+    stages = post["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    body = {stage: {name: field["default"] for name, field in stages[stage]["properties"].items() if "default" in field}
+            for stage in ("preprocess", "train", "optimize")}
+    assert client.post("/v1/pipelines", json={"source": "cifar10", "name": "x", **body}).status_code == 202

@@ -4,6 +4,8 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
+from inference.schemas import body_of
+
 bp = Blueprint("openapi", __name__)
 
 QUERY = {
@@ -105,8 +107,13 @@ def describe() -> dict[str, Any]:
         again = {"200": {**told, "description": "It stands already"}} if (method, path) in AGAIN else {}
         paths.setdefault(path, {})[method] = {
             "summary": summary, "parameters": parameters, "responses": {str(status): told, **again, "default": failed},
-            **({"requestBody": {"content": {kind: {} for kind in bodies}}} if bodies else {})}
+            **({"requestBody": {"content": {kind: _content(kind, method, path) for kind in bodies}}} if bodies else {})}
     return {"openapi": "3.1.0", "info": {"title": "Lanner", "version": "1"}, "paths": paths}
+
+
+def _content(kind: str, method: str, path: str) -> dict[str, Any]:
+    schema = body_of(method, path) if kind == JSON else {}
+    return {"schema": schema} if schema else {}
 
 
 @bp.get("/openapi.json")
