@@ -7,6 +7,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from shared import artifacts
+from shared.errors import Conflict
 from shared.jobs import OptimizeJob, PredictJob, TrainJob
 from shared.ledger import Ledger
 
@@ -107,3 +108,27 @@ def test_predictions_go(published: FlaskClient, root: Path) -> None:
     assert code_of(published.delete("/v1/predictions/r-1")) == (204, "")
     assert code_of(published.delete("/v1/predictions/r-1")) == (404, "not_found")
     assert code_of(published.delete("/v1/predictions/..")) in ((404, "not_found"), (422, "bad_name"))
+
+
+def test_a_model_that_became_no_version_goes_with_its_dataset(published: FlaskClient, root: Path) -> None:
+    staging = artifacts.stage(root, "j-test")
+    (staging / "model.keras").write_bytes(b"weights")
+    artifacts.publish(root, staging, "models/m-7", {"name": "colors", "parents": {"dataset": "d-2"}, "summary": {}})
+    ledger = open_job(root, OptimizeJob("m-7", "colors"))
+    assert code_of(published.delete("/v1/datasets/d-2")) == (409, "in_use")
+    ledger.end("j-1", "cancelled", code="cancelled")
+    assert code_of(published.delete("/v1/datasets/d-2")) == (204, "")
+    assert not (root / "models/m-7").exists()
+
+
+def test_deleting_an_alias_is_a_move_which_a_job_accepted_before_it_respects(published: FlaskClient,
+                                                                             root: Path) -> None:
+    artifacts.promote(root, "colors", "candidate", 2, "onnx-fp32", by="test")
+    seen = artifacts.alias_seq(root, "colors", "candidate")
+    published.delete("/v1/models/colors/aliases/candidate")
+    with pytest.raises(Conflict, match="colors@candidate was deleted just now"):
+        artifacts.promote(root, "colors", "candidate", 2, "onnx-fp32", by="j-1", seq=seen)
+    made = artifacts.promote(root, "colors", "candidate", 2, "onnx-fp32", by="api")
+    assert made["seq"] == seen + 2
+    with pytest.raises(Conflict, match="was moved by api just now"):
+        artifacts.promote(root, "colors", "candidate", 2, "onnx-fp32", by="j-1", seq=seen)

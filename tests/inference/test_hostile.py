@@ -104,6 +104,7 @@ def test_a_body_of_several_gzip_members_is_read_to_its_end(serving: FlaskClient)
     headers = {"Content-Encoding": "gzip"}
     both = gzip.compress(asked[:40]) + gzip.compress(asked[40:])
     assert serving.post(INFER, data=both, headers=headers).status_code == 200
+    assert serving.post(INFER, data=both + bytes(600), headers=headers).status_code == 200
     told = serving.post(INFER, data=gzip.compress(asked) + b"more", headers=headers)
     assert (told.status_code, "can't be decompressed" in told.json["error"]) == (400, True)
 

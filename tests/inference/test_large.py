@@ -5,6 +5,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -119,3 +120,17 @@ def test_more_than_the_limit_is_granian_s(connect: Callable[[], socket.socket], 
     connection.sendall(request(bytes((4 << 20) + 1))[:1000])
     assert answer(connection)[0] == 299
     assert len(granian.seen) == 1
+
+
+def test_one_that_is_turned_away_while_it_sends_gets_its_answer(connect: Callable[[], socket.socket],
+                                                                intake: Intake) -> None:
+    intake.take(intake._free - PIECE)
+    whole = request(LARGE)
+    for _ in range(10):
+        connection = connect()
+        with suppress(OSError):
+            for at in range(0, len(whole), 1 << 16):
+                connection.sendall(whole[at:at + (1 << 16)])
+                time.sleep(0.001)
+        assert answer(connection)[0] == 503
+    until(lambda: intake._free == PIECE)

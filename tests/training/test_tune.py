@@ -194,3 +194,22 @@ def test_a_trial_that_kills_its_process_twice_fails_and_the_search_goes_on(datas
     first, second = trials_of(root, "m-8")
     assert (first["state"], second["state"]) == ("failed", "whole")
     assert "its process died in it 2 times" in first["why"]
+
+
+def test_what_a_process_outlives_is_no_death_of_its_trial(dataset, new_attempt, monkeypatch) -> None:
+    root, dataset_id = dataset
+    job = TuneJob("m-9", dataset_id, "colours", trials=1, recipes=("small",), epochs=1, seed=1)
+    fit, times = tuning.Training.fit, []
+
+    def full_disk(training: tuning.Training) -> None:
+        times.append(1)
+        if len(times) < 4:
+            raise OSError(28, "No space left on device")
+        fit(training)
+
+    monkeypatch.setattr(tuning.Training, "fit", full_disk)
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left"):
+            tune(job, new_attempt(root, job, "j-full"))
+    tune(job, new_attempt(root, job, "j-full"))
+    assert [row["state"] for row in trials_of(root, "m-9")] == ["whole"]

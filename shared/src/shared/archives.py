@@ -202,10 +202,11 @@ def _tar_members(f: IO[bytes]) -> list[Member]:
                     break
             end = archive.offset  # type: ignore[attr-defined]
         f.seek(end)
-        # tarfile takes a bad header for the end.
-        if len(members) <= MAX_MEMBERS and f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise Refused(f"the tar has no header and no end at byte {end}, behind {len(members)} files: it is damaged "
-                          "or cut off; send it again", BAD_ARCHIVE)
+        # tarfile takes a bad header for the end; and where a file ends without a mark, who knows what was to come?
+        block = f.read(tarfile.BLOCKSIZE)
+        if len(members) <= MAX_MEMBERS and (not block or block.strip(b"\0")):
+            raise Refused(f"the tar has neither a file nor its end mark at byte {end}, behind {len(members)} files: it "
+                          "is damaged or cut off; pack it anew and send it again", BAD_ARCHIVE)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as e:
         raise Refused(f"the tar can't be read ({e}): it is damaged or cut off; send it again", BAD_ARCHIVE) from None
     _check_members(members, size, "tar")

@@ -204,6 +204,13 @@ def aliases(root: Path, name: str) -> dict[str, dict[str, Any]]:
     return {p.stem: read_json(p) for p in sorted(folder.glob("*.json"))} if folder.is_dir() else {}
 
 
+def alias_seq(root: Path, name: str, alias: str) -> int:
+    """The number of an alias's last move; deleting it was one. 0 where there never was any."""
+    path = root / "aliases" / check_id(name, "name") / f"{check_id(alias, 'alias')}.json"
+    known = next((p for p in (path, path.with_suffix(".gone")) if p.exists()), None)
+    return int(read_json(known)["seq"]) if known else 0
+
+
 def names(root: Path) -> list[str]:
     folder = root / "aliases"
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and ID.fullmatch(p.name)) if folder.is_dir() else []
@@ -227,14 +234,15 @@ def promote(root: Path, name: str, alias: str, version: int, variant: str, *, by
     path = root / "aliases" / name / f"{alias}.json"
     with locked(root / "aliases" / name / ".lock"):
         old = read_json(path) if path.exists() else None
-        if old and seq not in (None, old["seq"]):
-            raise Conflict(f"{name}@{alias} was moved by {old['moved_by']} just now: look where it points",
-                           "alias_moved")
+        last = alias_seq(root, name, alias)
+        if seq not in (None, last):
+            how = f"was moved by {old['moved_by']} just now: look where it points" if old else "was deleted just now"
+            raise Conflict(f"{name}@{alias} {how}", "alias_moved")
         place = {"version": version, "variant": variant}
         before = {key: old[key] for key in place} if old else None
         if old and before == place:  # the same again, as after an engine's rebuild
             before = old.get("previous")
-        new = {"seq": old["seq"] + 1 if old else 1, "version": version, "model": model, "variant": variant,
+        new = {"seq": last + 1, "version": version, "model": model, "variant": variant,
                "manifest_sha256": manifest_digest(root, target), "moved_at": now(), "moved_by": by,
                "previous": before}
         faults.point("before-alias")

@@ -24,13 +24,14 @@ from rq.timeouts import JobTimeoutException
 from shared import faults, gpu, tracing
 from shared.artifacts import open_artifact
 from shared.errors import Damaged, LannerError, NotFound, Refused
-from shared.jobs import Job, TrainJob, TuneJob
+from shared.jobs import TrainJob, TuneJob
 from shared.ledger import TERMINAL, Ledger, Request
 from shared.queue import connect, nudge
 from shared.settings import Settings, load
 
 log = logging.getLogger("lanner.attempt")
 Result = dict[str, Any]
+GPU_WAIT_S = 3600.0
 STAGES_KEPT = 1000  # of an attempt, for its trace: stages may alternate
 _stop = {"asked": False}
 
@@ -59,7 +60,7 @@ class Attempt:
         self.work: Path = settings.artifacts / "work" / job_id
         self.request = ledger.request(job_id)
         self._stage, self._began, self._first, self._told = "", 0.0, 0.0, 0.0
-        self.waits = False  # for a GPU
+        self._began_attempt = time.monotonic()
         self.stages: list[tuple[str, int]] = []  # name, when it began in ns since the epoch
 
     def came_after(self, by: str) -> bool:
@@ -83,9 +84,12 @@ class Attempt:
             raise Stopped
 
     def wait_for_gpu(self) -> None:
-        """Show that the job waits for a GPU, and leave if it should."""
-        self.waits = True
+        """Show that the job waits for a GPU, and leave if it should, or after an hour: its time (TIMEOUT_S) passes as
+        long as it waits, and begins anew when it is delivered again.
+        """
         self.check()
+        if time.monotonic() > self._began_attempt + GPU_WAIT_S:
+            raise Stopped("no GPU was free for an hour")
         self._ledger.live(self.job_id, state="waiting", progress=json.dumps({"stage": "waiting for a GPU"}))
 
     def report(self, stage: str, step: float, of: float, **metrics: float | str) -> None:
@@ -198,20 +202,18 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
             if ctx.settings.device == "gpu":
                 count = ctx.settings.gpus_per_training if isinstance(job, (TrainJob, TuneJob)) else 1
                 with gpu.lease(ctx.root, ctx.wait_for_gpu, count):
-                    result = _in_time(body, job, ctx)
+                    result = body(job, ctx)
             else:
-                result = _in_time(body, job, ctx)
+                result = body(job, ctx)
         faults.point("before-record-ends")
         return Outcome("succeeded", result=result)
-    except Stopped:
-        return Outcome("stopped", message="the worker was asked to stop")
+    except Stopped as e:
+        return Outcome("stopped", message=str(e) or "the worker was asked to stop")
     except Cancelled:
         return Outcome("cancelled", "cancelled", "cancelled on request")
     except (Refused, NotFound, Damaged) as e:
         return Outcome("failed", e.code, str(e))
     except JobTimeoutException:
-        if ctx.waits:
-            return Outcome("stopped", message="no GPU was free for days")
         return Outcome("failed", "timeout", f"ran longer than {job.TIMEOUT_S} s")
     except Exception as e:  # the boundary: whatever a library raises becomes a reason in the record
         log.exception("job %s", job_id)
@@ -220,14 +222,6 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
             code = "disk_full"
         last = ledger.spent(job_id) >= ctx.settings.max_attempts
         return Outcome("failed" if last else "error", code, f"{type(e).__name__}: {e}")
-
-
-def _in_time(body: Callable[[Any, Attempt], Result], job: Job, ctx: Attempt) -> Result:
-    """The body's clock starts here: RQ's, whose handler raises JobTimeoutException, has room to wait for a GPU."""
-    ctx.waits = False
-    if get_current_job():
-        signal.alarm(job.TIMEOUT_S)
-    return body(job, ctx)
 
 
 def _published(root: Path, target: str) -> Result | None:

@@ -48,7 +48,7 @@ def find() -> list[Gpu]:
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
     gpus = [Gpu(uuid, name, driver, _mib(memory), capability) for uuid, name, driver, memory, capability in
-            (row for row in rows if len(row) == 5 and row[0].startswith(("GPU-", "MIG-")))]
+            (row for row in rows if len(row) == 5 and row[0].startswith(("GPU-", "MIG-")) and row[2][:1].isdigit())]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return gpus

@@ -21,7 +21,7 @@ from typing import Any
 
 from redis import Redis, RedisError
 
-from shared.artifacts import aliases, fsync_dir, now, read_json, write_json
+from shared.artifacts import alias_seq, fsync_dir, now, read_json, write_json
 from shared.errors import Conflict, NotFound
 from shared.jobs import Job, OptimizeJob, check_id, kind_of, parse, payload
 
@@ -92,7 +92,7 @@ class Ledger:
     def _alias_seq(self, job: Job) -> int | None:
         if not isinstance(job, OptimizeJob):
             return None
-        return int(aliases(self.folder.parent, job.name).get(job.alias, {}).get("seq", 0))
+        return alias_seq(self.folder.parent, job.name, job.alias)
 
     def ids(self) -> list[str]:
         """Every accepted job."""

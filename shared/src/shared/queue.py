@@ -18,7 +18,6 @@ from shared.settings import Settings
 
 NUDGE = "lanner:nudge"
 OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
-GPU_WAIT_S = 7 * 86400  # that a job may wait for a GPU in its attempt, before its own time counts
 KEEP_S = 86400  # how long RQ remembers a delivery; the ledger does not depend on it
 
 
@@ -77,7 +76,7 @@ def deliver(ledger: Ledger, request: Request) -> str:
         rq_id = delivery_id(request, number)
         try:
             queue.enqueue_call(f"{request.job.SERVICE}.jobs.run", args=(request.id,),
-                               timeout=request.job.TIMEOUT_S + GPU_WAIT_S, job_id=rq_id, unique=True, result_ttl=KEEP_S,
+                               timeout=request.job.TIMEOUT_S, job_id=rq_id, unique=True, result_ttl=KEEP_S,
                                failure_ttl=KEEP_S, description=request.id)
         except DuplicateJobError:
             # Accepted before, by another caller or by this one with the reply lost, unless it has run already.

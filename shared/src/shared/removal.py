@@ -5,10 +5,12 @@ A folder is renamed into .staging first: readers see it whole or not at all, and
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from shared.artifacts import (
+    alias_seq,
     aliases,
     fsync_dir,
     list_ids,
@@ -26,18 +28,21 @@ from shared.ledger import Ledger
 
 
 def remove_dataset(root: Path, ledger: Ledger, dataset_id: str) -> None:
-    """Raises NotFound, and Conflict (in_use) while a Model that was trained on it or a job stands on it."""
+    """With the Models that were trained on it and never became a version.
+
+    Raises NotFound, and Conflict (in_use) while a version that was trained on it or a job stands on it.
+    """
     target = f"datasets/{check_id(dataset_id, 'dataset id')}"
     _check_there(root, target)
-    for model in list_ids(root, "models"):
-        try:
-            parents = open_artifact(root, f"models/{model}", hashes=False).get("parents", {})
-        except (Damaged, NotFound):
-            continue
-        if parents.get("dataset") == dataset_id:
-            raise Conflict(f"model {model} was trained on dataset {dataset_id}, and its variants are made from both: "
-                           "delete its versions first", "in_use")
-    _check_jobs(ledger, f"dataset {dataset_id}", {dataset_id}, "")
+    models = _trained_on(root, dataset_id)
+    for name in names(root):
+        for number, model in versions(root, name).items():
+            if model in models:
+                raise Conflict(f"version {number} of {name} was trained on dataset {dataset_id}, and its variants are "
+                               "made from both: delete that version first", "in_use")
+    _check_jobs(ledger, f"dataset {dataset_id}", {dataset_id, *models}, "")
+    for model in models:  # that no Name has: no optimize job came to its end
+        _away_with(root, model)
     _away(root, target)
 
 
@@ -61,10 +66,7 @@ def remove_version(root: Path, ledger: Ledger, name: str, number: int) -> None:
         path.unlink()
         fsync_dir(path.parent)
     if not others:
-        for target in (f"variants/{model}", f"models/{model}"):
-            _away(root, target)
-        for suffix in ("html", "serving.json", "json"):
-            (root / "cards" / f"{model}.{suffix}").unlink(missing_ok=True)
+        _away_with(root, model)
 
 
 def remove_alias(root: Path, name: str, alias: str) -> None:
@@ -73,6 +75,8 @@ def remove_alias(root: Path, name: str, alias: str) -> None:
     if not path.exists():
         raise NotFound(f"{name} has no alias {alias}: it has {', '.join(aliases(root, name)) or 'none'}")
     with locked(path.with_name(".lock")):
+        # A move, too: what was accepted before it does not bring the alias back.
+        write_json(path.with_suffix(".gone"), {"seq": alias_seq(root, name, alias) + 1})
         path.unlink(missing_ok=True)
         fsync_dir(path.parent)
 
@@ -82,6 +86,22 @@ def remove_predictions(root: Path, predictions_id: str) -> None:
     target = f"predictions/{check_id(predictions_id, 'predictions id')}"
     _check_there(root, target)
     _away(root, target)
+
+
+def _trained_on(root: Path, dataset_id: str) -> list[str]:
+    found = []
+    for model in list_ids(root, "models"):
+        with suppress(Damaged, NotFound):
+            if open_artifact(root, f"models/{model}", hashes=False).get("parents", {}).get("dataset") == dataset_id:
+                found.append(model)
+    return found
+
+
+def _away_with(root: Path, model: str) -> None:
+    for target in (f"variants/{model}", f"models/{model}"):
+        _away(root, target)
+    for suffix in ("html", "serving.json", "json"):
+        (root / "cards" / f"{model}.{suffix}").unlink(missing_ok=True)
 
 
 def _check_there(root: Path, target: str) -> None:

@@ -128,7 +128,9 @@ def _inflated(compressed: Iterator[bytes], limit: int) -> Iterator[bytes]:
     try:
         for piece in compressed:
             while piece:
-                if inflater.eof:  # another member of gzip, which what follows must be
+                if inflater.eof:  # what follows must be another member of gzip, or zeros that fill a block
+                    if not (piece := piece.lstrip(b"\0")):
+                        break
                     inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
                 data = inflater.decompress(piece, PIECE)
                 piece = inflater.unused_data if inflater.eof else inflater.unconsumed_tail

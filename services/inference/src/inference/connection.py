@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inference import errors, heads, reply
 from inference.body import PIECE, cut_off, stalled
 from inference.fast import Route
-from inference.pipe import Pipe, first
+from inference.pipe import LINGER_S, Pipe, first
 from inference.predictor import Answer, NotInTime
 from inference.reply import Headers
 from inference.steps import LOAD, Ask, Load, Steps
@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
         self._asks = False  # a whole request is not answered yet
         self.leaving: Callable[[], None] | None = None  # to be called when the client leaves before that
         self._taken = 0  # of a large body, the bytes that have come: of the memory set aside for such
-        self._holds_slot = self._full = self._last = False
+        self._holds_slot = self._full = self._last = self._refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -61,6 +61,8 @@ class Connection(asyncio.Protocol):
         self._front.open.add(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         self._parts.append(data)
         self._got += len(data)
         if self._asks or self._full:
@@ -285,10 +287,19 @@ class Connection(asyncio.Protocol):
             return
         self._transport.write(reply.whole(status, body, headers, self._front.fast.headers, self._last))
         self._route, self._steps, self._asks = None, None, False
-        if self._last:
+        if self._got < self._need:
+            self._end_after_answer()
+        elif self._last:
             self._transport.close()
         elif self._got or not self._transport.is_reading():
             self._front.loop.call_soon(self._go_on)
+
+    def _end_after_answer(self) -> None:
+        """Of a client that may still send the body: closed at once, that would wipe out the answer at its end."""
+        self._refused, self._parts = True, []
+        self._intake.give(self._leave())
+        self._transport.write_eof()
+        self._front.loop.call_later(LINGER_S, self._transport.close)
 
     def _go_on(self) -> None:
         """With what came meanwhile."""

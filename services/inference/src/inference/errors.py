@@ -55,7 +55,8 @@ def explain(error: Exception, method: str, path: str) -> tuple[int, str, str]:
             return status_of(error), error.code, str(error)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             log.error("%s %s: %s", method, path, error)
-            return 507, "disk_full", "the volume is full: delete uploads or datasets, or enlarge it, then send it again"
+            return 507, "disk_full", ("the volume is full: delete uploads or datasets, or enlarge it, then send it "
+                                       "again, with another Idempotency-Key if it had one")
         case RedisError():
             log.warning("%s %s: Redis does not answer: %s", method, path, error)
             return 503, "queue_unavailable", "the job queue does not answer now: send the same request again later"

@@ -17,7 +17,7 @@ from inference.body import read_declared
 from inference.context import Api
 from inference.reply import STATUS, Headers
 from inference.scores import LIGHT, PRODUCTION, model_called
-from inference.steps import Steps, finish
+from inference.steps import LOAD, Steps, finish
 from inference.v2 import infer
 
 NAME = "[a-z0-9][a-z0-9_-]{0,62}"
@@ -125,7 +125,7 @@ class FastPath:
         with self.api.statistics.request(model_called(*infer.place(model)), traceparent) as timing:
             answer, json_size = yield from infer.ask(self.api, timing, model, version, body, header)
         if accepted and len(answer) > LIGHT:
-            yield None
+            yield LOAD  # compressing takes long, too, and is never turned away: the answer is there
         answer, encoded = infer.compressed(answer, accepted)
         if json_size is None:
             return answer, [*IS_JSON, *encoded]

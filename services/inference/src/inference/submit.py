@@ -67,16 +67,19 @@ def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str =
     jobs = {stage: parse(stage, {**_stage(body, stage, ids[stage]), **ids[stage]}) for stage in STAGES}
     _check_recipes(jobs["train"])
     pipeline, requests, new, parent, trace = mint("p"), {}, False, "", _told(traceparent)
+    fresh: list[str] = []
     _ask_queue(ledger, [mint("j", stage) for stage in STAGES])
     try:
         for stage, job in jobs.items():
             requests[stage], first = ledger.accept(mint("j", stage), job, parent=parent, pipeline=pipeline,
                                                    traceparent=trace)
             new, parent = new or first, requests[stage].id
+            if first:
+                fresh.append(parent)
     except OSError:  # half a pipeline is none
-        for request in requests.values():
+        for job_id in fresh:
             with suppress(OSError):
-                ledger.ask_cancel(request.id)
+                ledger.ask_cancel(job_id)
         raise
     _deliver(ledger, requests["preprocess"])
     return Pipeline(pipeline, requests, new)

@@ -1,18 +1,20 @@
 """What an alias points at, held against what would replace it, on validation images that neither was trained on."""
 
+import logging
 from contextlib import closing
 from typing import Any
 
 import numpy as np
+from rq.timeouts import JobTimeoutException
 
 from optimization.gate import judge
 from shared.artifacts import open_artifact
-from shared.attempt import Attempt
+from shared.attempt import Attempt, Cancelled, Stopped
 from shared.datasets import Dataset
-from shared.errors import Damaged, NotFound, Refused
 from shared.runtimes import open_session, run_in_chunks
-from shared.runtimes.plan import Unfit
 from shared.settings import threads
+
+log = logging.getLogger("lanner.optimization")
 
 
 def why_it_stays(ctx: Attempt, record: dict[str, Any], model_id: str, dataset: Dataset, scores: np.ndarray,
@@ -30,10 +32,13 @@ def why_it_stays(ctx: Attempt, record: dict[str, Any], model_id: str, dataset: D
             return ""
         session, _ = open_session(ctx.root, record["model"], record["variant"], threads(ctx.settings),
                                   ctx.settings.device)
-    except (Damaged, NotFound, Refused, Unfit):
+        with closing(session):
+            known = run_in_chunks(session, dataset.images("validation"), 64, ctx.check)
+    except (Stopped, Cancelled, JobTimeoutException):
+        raise
+    except Exception as e:  # whatever a runtime raises: what can't answer any more is to be replaced
+        log.warning("%s of %s can't be held against this: %s", record["variant"], record["model"], e)
         return ""
-    with closing(session):
-        known = run_in_chunks(session, dataset.images("validation"), 64, ctx.check)
     labels = np.asarray(dataset.labels("validation"))
     verdict = judge(known, scores, labels, budget)
     if verdict.low <= budget:

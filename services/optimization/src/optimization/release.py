@@ -185,7 +185,8 @@ def move_alias(job: OptimizeJob, ctx: Attempt, version: int, winner: str | None,
         new = promote(ctx.root, job.name, job.alias, version, winner, by=ctx.job_id,
                       seq=old["seq"] if old and before else ctx.request.alias_seq)
     except Conflict:
-        moved = aliases(ctx.root, job.name)[job.alias]
-        return {**told, "reason": f"{job.name}@{job.alias} was moved at {moved['moved_at']} by {moved['moved_by']}, "
-                                  f"after this was accepted at {ctx.request.accepted_at}: left as it is"}
+        moved = aliases(ctx.root, job.name).get(job.alias)
+        how = f"was moved at {moved['moved_at']} by {moved['moved_by']}" if moved else "was deleted"
+        return {**told, "reason": f"{job.name}@{job.alias} {how}, after this was accepted at "
+                                  f"{ctx.request.accepted_at}: left as it is"}
     return {**told, "moved": True, "variant": winner, "seq": new["seq"], "reason": "moved"}

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from shared.artifacts import read_json, write_bytes, write_json
-from shared.attempt import Attempt, Cancelled, Stopped
+from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.jobs import TrainJob, TuneJob
@@ -109,7 +109,6 @@ class Search:
         result = {"state": "running", "why": "", "epochs": 0, "validation_accuracy": None, "seconds": 0.0}
         recipe = self.recipe(trial)
         keras.backend.clear_session()
-        training = self._begin(recipe, ctx)
 
         def record() -> None:
             history = training.history
@@ -131,9 +130,10 @@ class Search:
             if self._over_budget() and best:
                 raise Ended("the budget was spent")
 
-        training.after_epoch = look
         try:
             with self._counted(ctx.work / BEGUN):
+                training = self._begin(recipe, ctx)
+                training.after_epoch = look
                 training.fit()
         except Ended as e:
             self._end(trial, ctx, {**result, "state": "ended early", "why": str(e)}, TrialState.PRUNED)
@@ -151,7 +151,7 @@ class Search:
 
     @contextmanager
     def _counted(self, path: Path) -> Iterator[None]:
-        """Count how often a trial began and neither ended nor was stopped: at the third time it fails instead.
+        """Count how often the process died in a trial: at the third time it fails instead.
 
         Without this a trial that kills its process would take the search, and those before it, with it.
         """
@@ -161,7 +161,7 @@ class Search:
         write_bytes(path, str(begun + 1).encode())
         try:
             yield
-        except (Stopped, Cancelled):
+        except Exception:  # whatever it is, the process lives
             write_bytes(path, str(begun).encode())
             raise
 
