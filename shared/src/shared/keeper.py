@@ -95,12 +95,13 @@ class Keeper:
         ledger, job = self.ledger, request.id
         spent = spent_of(attempts)
         last = attempts[-1] if attempts else {}
+        live = ledger.read_live(job)
         if spent >= self.settings.max_attempts:
-            lost = ledger.read_live(job).get("lost", "")
-            how = last.get("message") or lost or "its process was killed (out of memory, or this input kills it)"
+            how = (last.get("message") or live.get("lost") or
+                   "its process was killed (out of memory, or this input kills it)")
             ledger.end(job, "failed", code="poison", message=f"gave up after {spent} attempts; the last: {how}")
             return
-        number = int(ledger.read_live(job).get("delivery", 0))
+        number = int(live.get("delivery", 0))
         if number == 0:
             wait, what = 0.0 if request.parent or attempts else ACCEPT_GRACE_S, "undelivered"
         else:
@@ -111,7 +112,7 @@ class Keeper:
             if status == JobStatus.QUEUED and queue.get_job_position(rq_id) is not None:
                 return
             if last.get("delivery") == rq_id or status == "lost":  # it ran, and its process is gone
-                raised = last.get("outcome") == "error" or ledger.read_live(job).get("lost")
+                raised = last.get("outcome") == "error" or live.get("lost")
                 wait = FAIL_DELAY_S * 4 ** (spent - 1) if raised else 0.0
             elif status in (JobStatus.QUEUED, JobStatus.STARTED):  # popped, and not running yet or no more
                 wait = self.settings.silence_s

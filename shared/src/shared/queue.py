@@ -75,9 +75,8 @@ def deliver(ledger: Ledger, request: Request) -> str:
         number += 1
         rq_id = delivery_id(request, number)
         try:
-            queue.enqueue_call(f"{request.job.SERVICE}.jobs.run", args=(request.id,),
-                               timeout=request.job.TIMEOUT_S, job_id=rq_id, unique=True, result_ttl=KEEP_S,
-                               failure_ttl=KEEP_S, description=request.id)
+            queue.enqueue_call(f"{request.job.SERVICE}.jobs.run", args=(request.id,), timeout=request.job.TIMEOUT_S,
+                               job_id=rq_id, unique=True, result_ttl=KEEP_S, failure_ttl=KEEP_S, description=request.id)
         except DuplicateJobError:
             # Accepted before, by another caller or by this one with the reply lost, unless it has run already.
             job = SafeJob.fetch(rq_id, connection=redis, serializer=JSONSerializer)
