@@ -10,8 +10,10 @@
 Parts: `upload` sends the folder; `preprocess` makes a Dataset of it on the GPU and on the CPU and compares the bytes;
 `train` trains each recipe; `optimize` exports, measures and judges the last model; `serve` predicts over HTTP;
 `pipeline` asks for all of that in one request, all workers running, and is timed until the new version answers;
-`beside` predicts alone and beside a training that takes the same GPU, without SERVING_P99_MS and with it (--target-ms,
-by default twice what the p99 was alone). Rows of parts that are not run are kept from --out where --artifacts is given.
+`endpoint` asks by wrk as fast as it answers, beside loops over the engine;
+`beside` predicts alone and beside a training that takes the same GPU, 16 requests at once by wrk, without
+SERVING_P99_MS and with it (--target-ms, by default twice what the p99 was alone, and then just that). Rows of parts
+that are not run are kept from --out where --artifacts is given.
 """
 
 import argparse
@@ -27,18 +29,19 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from endpoint_gpu import endpoint
 from hardware import LIST_VERSIONS, SHOWN, pipeline, versions_of, write_docs
 from redis import Redis, RedisError
 from serving_gpu import (
     Api,
     beside_training,
     first_answer,
-    for_seconds,
     predictions,
     row_of,
     stages_of,
     submit_to_served,
     took,
+    under_load,
     upload,
     variants,
 )
@@ -47,7 +50,7 @@ from shared import gpu
 from shared.artifacts import open_artifact, read_json
 
 PORT, API_PORT = 6399, 8399
-PARTS = ("upload", "preprocess", "train", "optimize", "pipeline", "serve", "beside")
+PARTS = ("upload", "preprocess", "train", "optimize", "pipeline", "serve", "endpoint", "beside")
 SERVICES = ("preprocessing", "training", "optimization")
 Row = dict[str, Any]
 
@@ -62,11 +65,13 @@ def main() -> None:
     parser.add_argument("--artifacts", type=Path, metavar="DIR", help="kept after the run, for other parts")
     parser.add_argument("--recipes", default="seed-cnn,small")
     parser.add_argument("--epochs", type=int, default=0, help="of each recipe; 0 for its own number")
+    parser.add_argument("--seed", type=int, default=0, help="of `pipeline`: another one is another network, whose engine "
+                                                            "is built with the kept timings")
     parser.add_argument("--variants", default="", help="that optimize makes, as onnx-fp32,tensorrt-fp16; all, if empty")
     parser.add_argument("--requests", type=int, default=500, help="of each variant, one after the other")
     parser.add_argument("--seconds", type=float, default=15, help="of predictions, alone and beside a training")
     parser.add_argument("--idle", type=float, default=0, help="seconds that workers wait before `pipeline` asks")
-    parser.add_argument("--target-ms", type=int, default=0, help="SERVING_P99_MS; 0 for twice what it is alone")
+    parser.add_argument("--target-ms", type=int, default=0, help="SERVING_P99_MS; 0: twice what it is alone, and that")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--docs", action="store_true", help="write the documents after the run")
     parser.add_argument("--docs-from", type=Path, metavar="JSON", help="write the documents from an earlier run's JSON")
@@ -103,7 +108,7 @@ def command(args: argparse.Namespace) -> str:
     said = ["./run bench gpu --data FOLDER", *(f"--shell {s.partition('=')[0]}=COMMANDS" for s in args.shell),
             *(["--artifacts DIR"] if args.artifacts else []), f"--parts {args.parts}"]
     for name, usual in (("recipes", ""), ("epochs", 0), ("variants", ""), ("target-ms", 0), ("seconds", 15.0),
-                        ("requests", 500), ("idle", 0.0), ("device", "gpu")):
+                        ("requests", 500), ("idle", 0.0), ("seed", 0), ("device", "gpu")):
         value = getattr(args, name.replace("-", "_"))
         said += [f"--{name} {value}"] if value != usual else []
     return " ".join(said)
@@ -137,6 +142,12 @@ class Bench:
             if "serve" in self.parts:
                 with self.service("inference", self.device, "inference"):
                     yield from self.serve(self.images())
+            if "endpoint" in self.parts:
+                with self.service("inference", self.device, "inference"):
+                    self.answers(images := self.images())
+                    size = read_json(self.root / "datasets" / self.newest("datasets") / "manifest.json")["spec"]["size"]
+                    yield from endpoint(self.api, self.root, self.shells.get("inference", "true"), size, images[0],
+                                        self.args.seconds)
             if "beside" in self.parts:
                 yield from self.beside(self.images())
         finally:
@@ -175,7 +186,8 @@ class Bench:
     def pipeline(self) -> Iterator[Row]:
         """Submit to served: from one request, all workers waiting, to a prediction by the new version."""
         body = {"source": "upload:images", "name": "images",
-                "train": {"recipe": self.args.recipes.split(",")[0], "epochs": self.args.epochs},
+                "train": {"recipe": self.args.recipes.split(",")[0], "epochs": self.args.epochs,
+                          "seed": self.args.seed},
                 "optimize": {"variants": self.args.variants.split(",")} if self.args.variants else {}}
         with ExitStack() as stack:
             stack.enter_context(self.service("keeper", self.device, "shared.keeper", LOG_LEVEL="WARNING"))
@@ -203,27 +215,27 @@ class Bench:
             yield row_of(f"predict {name}", predictions(self.api, images, query, lambda n: n < self.args.requests))
 
     def beside(self, images: list[bytes]) -> Iterator[Row]:
-        """Predictions of one variant alone, and beside trainings."""
+        """Predictions alone, and beside trainings."""
         with self.service("inference", self.device, "inference"):
             self.answers(images)
-            found = variants(self.api, self.device)
-            query = found[next((name for name in found if name.endswith("-fp16")), list(found)[-1])] if found else ""
-            alone = predictions(self.api, images, query, for_seconds(self.args.seconds))
+            under_load(self.api, images[0], 1)
+            alone = under_load(self.api, images[0], self.args.seconds)
             yield row_of("serve alone", alone)
             with self.worker("training", self.device):
-                yield self.serve_beside(images, query, "")
-        target = self.args.target_ms or max(1, math.ceil(2 * alone["p99_ms"]))
-        with self.service("inference", self.device, "inference", SERVING_P99_MS=str(target)):
-            self.answers(images)
-            with self.worker("training", self.device, SERVING_P99_MS=str(target)):
-                yield self.serve_beside(images, query, f", SERVING_P99_MS={target}")
+                yield self.serve_beside(images[0], "")
+        usual = (math.ceil(2 * alone["p99_ms"]), math.ceil(alone["p99_ms"]))
+        for target in [self.args.target_ms] if self.args.target_ms else dict.fromkeys(usual):
+            with self.service("inference", self.device, "inference", SERVING_P99_MS=str(target)):
+                self.answers(images)
+                with self.worker("training", self.device, SERVING_P99_MS=str(target)):
+                    yield self.serve_beside(images[0], f", SERVING_P99_MS={target}")
 
     def answers(self, images: list[bytes]) -> None:
         if (row := first_answer(self.api, images, self.check))["failed"]:
             raise SystemExit(row["what"])
 
-    def serve_beside(self, images: list[bytes], query: str, more: str) -> Row:
-        found, told = beside_training(self.api, images, query, self.newest("datasets"), self.args.seconds, self.check)
+    def serve_beside(self, image: bytes, more: str) -> Row:
+        found, told = beside_training(self.api, image, self.newest("datasets"), self.args.seconds, self.check)
         return row_of(f"serve beside a training{more}", found, told)
 
     def newest(self, kind: str) -> str:

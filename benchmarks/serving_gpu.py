@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from serving import load
+
 PATIENCE_S = 300.0  # for a first answer: an engine is loaded and its golden batch compared
 WARM_UP_S = 3.0  # of predictions beside a training, in which its programs get shorter if SERVING_P99_MS is passed
+CONNECTIONS = 16  # of predictions beside a training
+PREDICT, IMAGE = "/v1/models/images/predict", {"Content-Type": "application/octet-stream"}
 Row = dict[str, Any]
 
 
@@ -38,8 +43,7 @@ class Api:
     def predict(self, image: bytes, query: str = "") -> tuple[int, Any]:
         """Status and answer. Raises OSError; the next request then connects anew."""
         try:
-            return _send(self.kept, "POST", f"/v1/models/images/predict{query}", image,
-                         {"Content-Type": "application/octet-stream"})
+            return _send(self.kept, "POST", PREDICT + query, image, IMAGE)
         except (http.client.HTTPException, OSError):
             self.kept.close()
             raise
@@ -183,11 +187,6 @@ def row_of(part: str, serving: dict[str, Any], more: str = "") -> Row:
             "failed": set(serving["statuses"]) != {"200"}}
 
 
-def for_seconds(seconds: float) -> Callable[[int], bool]:
-    end = time.monotonic() + seconds
-    return lambda _: time.monotonic() < end
-
-
 @contextmanager
 def training(api: Api, dataset_id: str, check: Callable[[], None]) -> Iterator[str]:
     """The id of a training that is past its first epoch, and so has compiled; cancelled at the end."""
@@ -217,19 +216,36 @@ def steps_a_second(api: Api, job: str, since: float, until: float) -> float:
     return float((told[-1][1] - told[0][1]) / (told[-1][0] - told[0][0]))
 
 
-def beside_training(api: Api, images: list[bytes], query: str, dataset_id: str, seconds: float,
+def under_load(api: Api, image: bytes, seconds: float) -> dict[str, Any]:
+    """As `predictions`, of CONNECTIONS at once by wrk, each with its next request when it has its answer."""
+    _, one = api.predict(image)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(image)
+        file.flush()
+        seen = load(api.port, PREDICT, Path(file.name), IMAGE, CONNECTIONS, max(1, round(seconds)), None)
+    answered = round(seen["per_s"] * seconds)
+    return {"requests": answered, "statuses": {"200": answered} | ({"other": seen["bad"]} if seen["bad"] else {}),
+            "p50_ms": seen["p50_us"] / 1000, "p99_ms": seen["p99_us"] / 1000, "per_s": seen["per_s"],
+            "variant": one.get("variant", ""), "device": one.get("device", ""), "answer": one.get("error")}
+
+
+def beside_training(api: Api, image: bytes, dataset_id: str, seconds: float,
                     check: Callable[[], None]) -> tuple[dict[str, Any], str]:
     """Predictions while a training runs, and a sentence on what that did in the meantime and just before."""
     with training(api, dataset_id, check) as job:
         before = time.time()
         time.sleep(seconds / 2)
         began = time.time()
-        predictions(api, images, query, for_seconds(WARM_UP_S))
+        under_load(api, image, WARM_UP_S)
         measured = time.time()
-        found = predictions(api, images, query, for_seconds(seconds))
+        yielded = _yielded(api, job)
+        found = under_load(api, image, seconds)
         found["steps_per_s"] = steps_a_second(api, job, measured, time.time())
         found["steps_per_s_alone"] = steps_a_second(api, job, before, began)
-        progress = api.ask("GET", f"/v1/jobs/{job}")["progress"]
-        found["yielded_s"] = progress["metrics"].get("yielded_s", 0)
+        found["yielded_s"] = _yielded(api, job) - yielded
     return found, (f"; training {found['steps_per_s']:,.0f} steps/s, without requests "
                    f"{found['steps_per_s_alone']:,.0f}, paused for {found['yielded_s']:.1f} s")
+
+
+def _yielded(api: Api, job: str) -> float:
+    return float(api.ask("GET", f"/v1/jobs/{job}")["progress"]["metrics"].get("yielded_s", 0))

@@ -23,11 +23,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -46,9 +44,7 @@ from training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = Spec(32, tuple("abcdefghij"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-BATCHES_A_RUN = 32
 LATENCY_GOAL_US, RATE_GOAL, REBUILD_GOAL = 15, 0.95, 0.1
-Loop = Callable[[], object]
 
 
 def main() -> None:
@@ -145,6 +141,8 @@ def take(row: dict[str, Any], temp: Path, precision: str, first: keras.Model, se
     print(precision, json.dumps(row), flush=True)
     if args.dry_run:
         return
+    from raw_engine import latency, throughput
+
     from optimization.engine import ensure
     from shared.runtimes.tensorrt import TensorRTSession
 
@@ -163,7 +161,7 @@ def take(row: dict[str, Any], temp: Path, precision: str, first: keras.Model, se
     row["checks"] = checked(temp, files[0], plans[0], precision, session)
     row["batch 1"] = latency(plans[0], session, args.rounds)
     print(precision, json.dumps(row["batch 1"]), flush=True)
-    row["largest batch"] = throughput(plans[0], session, args.rounds)
+    row["largest batch"] = throughput(plans[0], session, PROFILE[2], args.rounds)
     print(precision, json.dumps(row["largest batch"]), flush=True)
     session.close()
 
@@ -186,102 +184,6 @@ def checked(temp: Path, onnx: Path, plan: Path, precision: str, session: Any) ->
                 verdicts[check.__name__] = f"FAIL {type(e).__name__}: {e}"[:500]
         print(f"{verdicts[check.__name__][:4]:5} {precision} {check.__name__}", flush=True)
     return verdicts
-
-
-class Raw:
-    """A loop over TensorRT without the runner: a stream, a context, its tensors on the GPU and page-locked."""
-
-    def __init__(self, engine: Any, batch: int):
-        from shared.runtimes import cuda
-        from shared.runtimes.tensorrt import tensors
-
-        (images,), (scores,) = tensors(engine)
-        shape, classes = (batch, *tuple(engine.get_tensor_shape(images))[1:]), engine.get_tensor_shape(scores)[1]
-        self.up, self.down = int(np.prod(shape)), 4 * batch * classes
-        self.stream, self.context = cuda.Stream(), engine.create_execution_context()
-        self.images, self.scores = cuda.Memory(self.up), cuda.Memory(self.down)
-        self.host_images, self.host_scores = cuda.Pinned(shape, np.uint8), cuda.Pinned((batch, classes), np.float32)
-        self.context.set_optimization_profile_async(0, self.stream.number)  # a second context has none by itself
-        self.stream.wait()
-        self.context.set_input_shape(images, shape)
-        self.context.set_tensor_address(images, self.images.pointer)
-        self.context.set_tensor_address(scores, self.scores.pointer)
-        self.compute()
-        self.stream.wait()
-        with cuda.capture(self.stream) as graphs:
-            self.compute()
-        self.graph = graphs[0]
-
-    def compute(self) -> None:
-        self.context.execute_async_v3(self.stream.number)
-
-    def copies(self) -> None:
-        self.stream.upload(self.images.pointer, self.host_images.pointer, self.up)
-        self.compute()
-        self.stream.download(self.host_scores.pointer, self.scores.pointer, self.down)
-
-    def launch(self) -> None:
-        self.stream.launch(self.graph)
-
-
-def latency(plan: Path, session: Any, rounds: int, calls: int = 400) -> dict[str, float]:
-    """Microseconds a call at batch 1."""
-    from shared.runtimes.plan import here, read
-    from shared.runtimes.tensorrt import deserialize
-
-    raw = Raw(deserialize(plan, read(plan, here())[1]), 1)
-    image = np.zeros((1, 32, 32, 3), np.uint8)
-
-    def waited(start: Loop) -> Loop:
-        def once() -> None:
-            start()
-            raw.stream.wait()
-        return once
-
-    loops = {"enqueue": waited(raw.compute), "graph": waited(raw.launch), "copies": waited(raw.copies),
-             "runner": lambda: session.run(image)}
-    return {name: 1e6 * seconds for name, seconds in in_turns(loops, rounds, calls).items()}
-
-
-def throughput(plan: Path, session: Any, rounds: int) -> dict[str, float]:
-    """Images/s at the largest batch, BATCHES_A_RUN batches a run."""
-    from shared.runtimes.plan import here, read
-    from shared.runtimes.tensorrt import deserialize
-
-    engine, batch = deserialize(plan, read(plan, here())[1]), PROFILE[2]
-    lanes = [Raw(engine, batch), Raw(engine, batch)]
-    pinned = session.pinned(BATCHES_A_RUN * batch)
-    pinned[:] = np.random.default_rng(0).integers(0, 256, pinned.shape, np.uint8)
-    plain = pinned.copy()
-
-    def over(step: Callable[[Raw], None], chosen: list[Raw]) -> Loop:
-        def run() -> None:
-            for number in range(BATCHES_A_RUN):
-                step(chosen[number % len(chosen)])
-            for lane in chosen:
-                lane.stream.wait()
-        return run
-
-    loops = {"compute": over(Raw.compute, lanes[:1]), "compute graph": over(Raw.launch, lanes[:1]),
-             "copies": over(Raw.copies, lanes), "pinned": lambda: session.run(pinned),
-             "plain": lambda: session.run(plain), "pinned, one batch": lambda: [
-                 session.run(pinned[i:i + batch]) for i in range(0, len(pinned), batch)]}
-    images = BATCHES_A_RUN * batch
-    return {name: images / seconds for name, seconds in in_turns(loops, rounds, 5).items()}
-
-
-def in_turns(loops: dict[str, Loop], rounds: int, calls: int) -> dict[str, float]:
-    """Seconds a call: each round's mean, the rounds in turns, their median."""
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for loop in loops.values():
-        loop()
-    for number in range(rounds):
-        for name in list(loops)[:: 1 if number % 2 == 0 else -1]:
-            began = time.perf_counter()
-            for _ in range(calls):
-                loops[name]()
-            times[name].append((time.perf_counter() - began) / calls)
-    return {name: median(seconds) for name, seconds in times.items()}
 
 
 def show(result: dict[str, Any], dry: bool) -> None:

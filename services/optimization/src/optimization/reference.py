@@ -39,7 +39,7 @@ class KerasReference:
                           f"expected (None, {size}, {size}, 3) in float32; save it from a float32 rebuild")
         self._size = size
         self._graph = tf.function(lambda images: self.model(tf.cast(images, tf.float32), training=False),
-                                  input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)])
+                                  autograph=False, input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)])
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] -> float32 [N, classes]. Raises ValueError for another dtype or shape."""

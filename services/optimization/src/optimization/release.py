@@ -1,6 +1,8 @@
 """A Model's Variants built, measured and judged; the best one goes live, and the card says why."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
@@ -47,14 +49,26 @@ def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
     if not len(images):
         raise Refused(f"dataset {dataset.id} has no validation images, on which the gate decides", "no_validation")
     with ExitStack() as stack:
-        rows, sessions = open_all(job, ctx, manifest, dataset, stack)
-        scores = {name: run_in_chunks(session, images, 64, ctx.check) for name, session in sessions.items()}
+        reference = stack.enter_context(closing(KerasReference(ctx.root / "models" / job.model_id / "model.keras",
+                                                               manifest["spec"]["size"])))
+        source = open_source(job, ctx, manifest, dataset, reference)
+        of_keras = scored_beside(reference, (images, dataset.images("test")), stack)
+        rows, variants = open_all(job, ctx, source, stack)
+        rows = {REFERENCE: new_row(REFERENCE, "measured", device=reference.device,
+                                   bytes=manifest["files"]["model.keras"]["size"])} | rows
+        sessions: dict[str, Session] = {REFERENCE: reference} | variants
+        while not of_keras.done():
+            wait([of_keras], 0.2)
+            ctx.check()
+        validation, test = of_keras.result()
+        scores = {REFERENCE: validation} | {name: run_in_chunks(session, images, 64, ctx.check)
+                                            for name, session in variants.items()}
         speeds = measure(sessions, images, sorted({*BATCHES, job.rank_batch}), between=telling(ctx))
         for name in sessions:
             rows[name] |= figures(scores[REFERENCE], scores[name], labels, speeds[name])
         ctx.report("gate", 0, 1)
         winner = decide(job, rows, scores, labels)
-        tested = accuracy_on_test(dataset, {name: sessions[name] for name in (REFERENCE, winner) if name}, ctx.check)
+        tested = accuracy_on_test(dataset, test, {winner: sessions[winner]} if winner else {}, ctx.check)
         judged = winner or REFERENCE
         diagnosis = {"of": judged, **diagnose(scores[judged], labels, manifest["spec"]["labels"])}
         fit_all(job, ctx, rows, images)
@@ -67,17 +81,29 @@ def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
     return summary(card)
 
 
-def open_all(job: OptimizeJob, ctx: Attempt, manifest: Manifest, dataset: Dataset,
-             stack: ExitStack) -> tuple[dict[str, Row], dict[str, Session]]:
-    """Build what is not published yet and load it all, Keras first: a row for each, and a Session where it stands.
-
-    Raises Damaged when the Model can't be loaded or answers its golden batch otherwise than it did.
+def scored_beside(reference: Session, splits: Sequence[np.ndarray], stack: ExitStack) -> Future[list[np.ndarray]]:
+    """The answers for each split, uint8 [N, S, S, 3], by a thread: Keras takes seconds for what engines do at once, and
+    meanwhile the Variants are made. It ends with the stack, in which the Session must lie already.
     """
-    reference = KerasReference(ctx.root / "models" / job.model_id / "model.keras", manifest["spec"]["size"])
-    source = open_source(job, ctx, manifest, dataset, reference)
-    rows = {REFERENCE: new_row(REFERENCE, "measured", device=reference.device,
-                               bytes=manifest["files"]["model.keras"]["size"])}
-    sessions: dict[str, Session] = {REFERENCE: stack.enter_context(closing(reference))}
+    over = threading.Event()
+
+    def go_on() -> None:
+        if over.is_set():
+            raise CancelledError
+
+    def work() -> list[np.ndarray]:
+        return [run_in_chunks(reference, images, 64, go_on) if len(images) else np.empty(0) for images in splits]
+
+    pool = stack.enter_context(ThreadPoolExecutor(1))
+    stack.callback(over.set)
+    return pool.submit(work)
+
+
+def open_all(job: OptimizeJob, ctx: Attempt, source: Source,
+             stack: ExitStack) -> tuple[dict[str, Row], dict[str, Session]]:
+    """Build what is not published yet and load it all: a row for each Variant, and a Session where it stands."""
+    rows: dict[str, Row] = {}
+    sessions: dict[str, Session] = {}
     for done, variant in enumerate(job.variants):
         ctx.report("export", done, len(job.variants), variant=variant)
         ctx.check()
@@ -155,13 +181,14 @@ def fit_all(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row], images: np.nda
     write_fits(ctx.root, job.model_id, cores, target_ms, {name: rows[name]["serving"] for name in passing})
 
 
-def accuracy_on_test(dataset: Dataset, sessions: dict[str, Session], check: Callable[[], None]) -> dict[str, Any]:
-    """On the test split, of the winner and the reference alone: what is chosen by never decides."""
+def accuracy_on_test(dataset: Dataset, of_keras: np.ndarray, sessions: dict[str, Session],
+                     check: Callable[[], None]) -> dict[str, Any]:
+    """On the test split, of Keras, whose scores are given, and the winner alone: what is chosen by never decides."""
     images, labels = dataset.images("test"), np.asarray(dataset.labels("test"))
     if not len(images):
         return {"images": 0, "accuracy": {}}
-    return {"images": len(images),
-            "accuracy": {name: accuracy(run_in_chunks(s, images, 64, check), labels) for name, s in sessions.items()}}
+    scores = {REFERENCE: of_keras} | {name: run_in_chunks(s, images, 64, check) for name, s in sessions.items()}
+    return {"images": len(images), "accuracy": {name: accuracy(found, labels) for name, found in scores.items()}}
 
 
 def move_alias(job: OptimizeJob, ctx: Attempt, version: int, winner: str | None,

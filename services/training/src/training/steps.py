@@ -124,7 +124,7 @@ def fed(step: Step, images: np.ndarray, labels: np.ndarray, xla: bool = False, a
     of the first step. `xla` compiles a step, which pays on GPUs alone. `ahead`: so many batches of a call are read, and
     sent as bytes, by a thread of its own while earlier steps go on.
     """
-    graph = tf.function(step, jit_compile=xla)
+    graph = tf.function(step, jit_compile=xla, autograph=False)
     place = "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
 
     def sent(rows: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
@@ -158,7 +158,7 @@ def resident(step: Step, images: np.ndarray, labels: np.ndarray, capacity: int, 
     """
     pixels, classes = tf.constant(images), tf.constant(labels)
 
-    @tf.function(jit_compile=xla)
+    @tf.function(jit_compile=xla, autograph=False)
     def program(chosen: tf.Tensor, rates: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         def body(i: tf.Tensor, losses: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             rows = chosen[i]

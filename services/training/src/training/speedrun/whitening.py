@@ -24,7 +24,7 @@ def whitening(images: tf.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
     return np.concatenate([half, -half], 3).astype(np.float32)
 
 
-@tf.function
+@tf.function(autograph=False)
 def _covariance(images: tf.Tensor, kernel: int, stride: int) -> tf.Tensor:
     """float64 [D, D], D = kernel * kernel * 3: the mean of the products, without taking off the patches' mean."""
     patches = tf.image.extract_patches(images, [1, kernel, kernel, 1], [1, stride, stride, 1], [1, 1, 1, 1], "VALID")
