@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--artifacts", type=Path, metavar="DIR", help="kept after the run, for other parts")
     parser.add_argument("--recipes", default="seed-cnn,small")
     parser.add_argument("--epochs", type=int, default=0, help="of each recipe; 0 for its own number")
-    parser.add_argument("--seed", type=int, default=0, help="of `pipeline`: another one is another network, whose engine "
-                                                            "is built with the kept timings")
+    parser.add_argument("--seed", type=int, default=0, help="of the training that `pipeline` asks for; with the one "
+                                                            "before it is the same network, whose engine is there")
     parser.add_argument("--variants", default="", help="that optimize makes, as onnx-fp32,tensorrt-fp16; all, if empty")
     parser.add_argument("--requests", type=int, default=500, help="of each variant, one after the other")
     parser.add_argument("--seconds", type=float, default=15, help="of predictions, alone and beside a training")

@@ -9,10 +9,10 @@ from flask.testing import FlaskClient
 
 from inference.memory import Memory
 from inference.metrics import Meters
-from inference.predictor import MAX_BATCH
 from shared import artifacts
 from shared.artifacts import read_json, write_json
 from shared.fitted import write_fits
+from shared.runtimes import MAX_BATCH
 
 from .conftest import RED, png, publish_model, until
 

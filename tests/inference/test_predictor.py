@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.metrics import Meters
-from inference.predictor import LAST, MAX_BATCH, MAX_WAITING, Closed, NotInTime, Predictor
+from inference.predictor import LAST, MAX_WAITING, Closed, NotInTime, Predictor
 from shared.errors import Unavailable
+from shared.runtimes import MAX_BATCH, Session
 from shared.runtimes.onnx import OnnxSession
 
 from .conftest import SIZE, onnx_bytes, until
@@ -21,20 +22,20 @@ from .conftest import SIZE, onnx_bytes, until
 Scores = "Future[list[float]]"
 
 
-class HeldSession:
+class HeldSession(Session):
     """Answers each image with the value of its first pixel, once `go` is set; notes the batches it ran, and where."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self.device = device
+        self.device, self.own_thread = device, device != "cpu"
         self.go, self.running, self.closed = threading.Event(), threading.Event(), False
-        self.batches: list[list[int]] = []
+        self.ran: list[list[int]] = []
         self.threads: set[int] = set()
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         self.running.set()
         assert self.go.wait(10)
         self.threads.add(threading.get_ident())
-        self.batches.append(batch[:, 0, 0, 0].tolist())
+        self.ran.append(batch[:, 0, 0, 0].tolist())
         if batch[0, 0, 0, 0] == 255:
             raise ValueError("the runtime failed")
         return batch[:, 0, 0, :1].astype(np.float32)
@@ -84,7 +85,7 @@ def test_what_piles_up_while_busy_runs_together(ask: Callable[..., Scores], sess
     later = [ask(i, i) for i in range(1, 6)]
     session.go.set()
     assert results([first, *later]) == [[0], [1], [2] * 2, [3] * 3, [4] * 4, [5] * 5]
-    assert [len(b) for b in session.batches] == [1, 15]
+    assert [len(b) for b in session.ran] == [1, 15]
 
 
 def test_a_batch_stops_at_its_most_and_splits_no_request_but_a_larger_one(ask: Callable[..., Scores],
@@ -94,7 +95,17 @@ def test_a_batch_stops_at_its_most_and_splits_no_request_but_a_larger_one(ask: C
     later = [ask(i, n) for i, n in ((1, MAX_BATCH - 1), (2, 2), (3, 2 * MAX_BATCH + 1), (4, 1))]
     session.go.set()
     assert [len(r) for r in results([first, *later])] == [1, MAX_BATCH - 1, 2, 2 * MAX_BATCH + 1, 1]
-    assert [len(b) for b in session.batches] == [1, MAX_BATCH - 1, 2, MAX_BATCH, MAX_BATCH, 1, 1]
+    assert [len(b) for b in session.ran] == [1, MAX_BATCH - 1, 2, MAX_BATCH, MAX_BATCH, 1, 1]
+
+
+def test_a_session_says_how_many_run_at_once(session: HeldSession, predictor: Predictor) -> None:
+    session.batches = (1, 8, 200)
+    session.go.set()
+    large = Predictor(session, Meters(), "large")
+    assert (large.most, large.at_once) == (200, 200)
+    assert large.answer(images(7, 450)).scores is not None
+    assert [len(b) for b in session.ran] == [200, 200, 50]
+    large.close(wait=True)
 
 
 def test_the_urgent_run_first_and_the_others_as_they_came(ask: Callable[..., Scores], session: HeldSession) -> None:
@@ -103,7 +114,7 @@ def test_the_urgent_run_first_and_the_others_as_they_came(ask: Callable[..., Sco
     later = [ask(i, 40, priority=priority) for i, priority in ((1, LAST), (2, 2), (3, 1), (4, LAST), (5, 2), (6, 1))]
     session.go.set()
     assert results([first, *later]) == [[0], *([i] * 40 for i in range(1, 7))]
-    assert [batch[0] for batch in session.batches] == [0, 3, 6, 2, 5, 1, 4]
+    assert [batch[0] for batch in session.ran] == [0, 3, 6, 2, 5, 1, 4]
 
 
 def test_a_request_whose_time_is_over_is_not_run(ask: Callable[..., Scores], session: HeldSession,
@@ -119,7 +130,7 @@ def test_a_request_whose_time_is_over_is_not_run(ask: Callable[..., Scores], ses
         predictor.answer(images(4), time.monotonic() - 1)
     session.go.set()
     assert results([first, last]) == [[0], [3]]
-    assert session.batches == [[0], [3]]
+    assert session.ran == [[0], [3]]
     until(lambda: predictor.images == 0)
 
 

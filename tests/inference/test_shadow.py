@@ -18,6 +18,7 @@ from inference.app import create_app
 from inference.shadow import MOST_WAITING
 from shared import artifacts
 from shared.intervals import wilson
+from shared.runtimes import Session
 from shared.settings import Settings
 
 from .conftest import BLUE, GREEN, RED, SIZE, png, publish_model, until
@@ -114,7 +115,7 @@ def test_a_name_without_a_candidate_and_no_share_tell_of_nothing(serving: FlaskC
     assert serving.get(SHADOW).json["mirrored"] == 0
 
 
-class Stuck:
+class Stuck(Session):
     """A Session that runs nothing until it is let go; then it fails."""
 
     device = "cpu"

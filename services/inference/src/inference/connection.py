@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from inference import errors, heads, reply
 from inference.body import PIECE, cut_off, stalled
 from inference.fast import Route
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from inference.front import Front
 
 NEVER = float("inf")
+ONE_BUFFER = 8 << 20  # bytes of a body that goes straight to where it is read; a larger one may never come whole
 AHEAD = 64 << 10  # bytes that a client may send before its last request is answered
 
 
@@ -38,12 +41,13 @@ class Outcome:
             self.over, self.error = True, e
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Requests one after the other, until one is not plain."""
 
     def __init__(self, front: "Front"):
         self._front, self._intake = front, front.fast.api.intake
         self._parts: list[bytes] = []
+        self._body: memoryview | None = None  # of a tensor, in one piece as it comes; then nothing of it is in _parts
         self._got, self._need = 0, 0  # bytes that came, and that the next request has as far as is known
         self._body_at = 0
         self._heard = NEVER  # when the latest part of a request came that is not whole
@@ -60,11 +64,23 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._front.open.add(self)
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._front.scratch if self._body is None else self._body[self._got - self._body_at:]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._body is None:
+            self.data_received(bytes(self._front.scratch[:nbytes]))
+        else:
+            self._arrived(nbytes)
+
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
         self._parts.append(data)
-        self._got += len(data)
+        self._arrived(len(data))
+
+    def _arrived(self, more: int) -> None:
+        self._got += more
         if self._asks or self._full:
             if self._got > AHEAD:
                 self._transport.pause_reading()
@@ -128,6 +144,12 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Begin the next request, if it is whole."""
+        if self._route is not None and self._body is not None:
+            if self._got >= self._need:
+                body, self._body = self._body, None
+                self._got = self._need = 0
+                self._begin_large(self._route, lambda route, taken: self._given(route, body, taken))
+            return
         if self._route is not None and self._route.size > PIECE:
             if self._got >= self._need:
                 self._large(self._route)
@@ -175,13 +197,21 @@ class Connection(asyncio.Protocol):
             self._parts.append(parts[-1][-more:])
             parts[-1] = parts[-1][:-more]
         parts[0] = parts[0][self._body_at:]
+        self._begin_large(route, lambda route, taken: self._joined(route, parts, taken))
+
+    def _begin_large(self, route: Route, steps: Callable[[Route, int], Steps[Any]]) -> None:
         self._heard, taken = NEVER, self._leave()
         if route.is_full():
             self._intake.give(taken)
             self._write(*reply.busy(route.path))
         else:
             self._asks = True
-            self.begin(self._joined(route, parts, taken))
+            self.begin(steps(route, taken))
+
+    def _given(self, route: Route, body: memoryview, taken: int) -> Steps[Any]:
+        """The steps of a body that lies in one piece already."""
+        self._intake.give(taken)
+        return route.steps(body)
 
     def _joined(self, route: Route, parts: list[bytes], taken: int) -> Steps[Any]:
         """The steps of a body in parts, which count as taken until a thread has them."""
@@ -211,8 +241,14 @@ class Connection(asyncio.Protocol):
             self._turn_away(e)
             return
         self._holds_slot = True
-        if self._has_room() and heads.expects(head):
+        if not self._has_room():
+            return
+        if heads.expects(head):
             self._transport.write(reply.CONTINUE)
+        assert self._route is not None
+        if self._route.is_tensor and AHEAD < self._route.size <= ONE_BUFFER:
+            self._body, parts = memoryview(np.empty(self._route.size, np.uint8)), self._parts
+            self._body[:self._got - self._body_at], self._parts = parts[0][self._body_at:], []
 
     def _has_room(self) -> bool:
         """Whether what has come of a body may be kept; if not its client has been told so."""
@@ -296,7 +332,7 @@ class Connection(asyncio.Protocol):
 
     def _end_after_answer(self) -> None:
         """Of a client that may still send the body: closed at once, that would wipe out the answer at its end."""
-        self._refused, self._parts = True, []
+        self._refused, self._parts, self._body = True, [], None
         self._intake.give(self._leave())
         self._transport.write_eof()
         self._front.loop.call_later(LINGER_S, self._transport.close)

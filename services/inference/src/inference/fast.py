@@ -36,15 +36,17 @@ Start = Callable[[str, Headers], Any]
 class Route:
     """What answers a request. size: of its body. steps: what the body goes through, to the answer and its headers.
 
-    is_full: whether any request would be turned away now, whatever its body. name, asked: of one image's prediction,
+    is_full: whether any request would be turned away now, whatever its body. is_tensor: the body is JSON and then
+    bytes, for which any buffer will do. name, asked: of one image's prediction,
     None where the request is another. ends: the connection does, behind the answer.
     """
 
     size: int
     path: str
     rule: str
-    steps: Callable[[bytes], Steps[tuple[bytes, Headers]]]
+    steps: Callable[[bytes | memoryview], Steps[tuple[bytes, Headers]]]
     is_full: Callable[[], bool] = lambda: False
+    is_tensor: bool = False
     name: str = ""
     asked: "Asked | None" = None
     ends: bool = False
@@ -93,12 +95,13 @@ class FastPath:
         if (size and (found := PREDICT.fullmatch(path)) and IMAGE.fullmatch(environ.get("CONTENT_TYPE", ""))
                 and (asked := _asked(environ.get("QUERY_STRING", ""))) is not None):
             return Route(size, path, predict.RULE, partial(self._predict, found[1], asked, trace),
-                         partial(self._is_full, found[1], asked), found[1], asked)
+                         partial(self._is_full, found[1], asked), name=found[1], asked=asked)
         if size and (found := INFER.fullmatch(path)):
             version = int(found[2]) if found[2] else None
+            header = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
             return Route(size, path, infer.RULE if version is None else infer.VERSION_RULE,
-                         partial(self._infer, found[1], version, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"),
-                                 environ.get("HTTP_ACCEPT_ENCODING", ""), trace))
+                         partial(self._infer, found[1], version, header, environ.get("HTTP_ACCEPT_ENCODING", ""),
+                                 trace), is_tensor=header is not None)
         return None
 
     def _size(self, environ: Mapping[str, Any]) -> int:
@@ -115,13 +118,14 @@ class FastPath:
         self.api.statistics.refused((model_called(name, asked.alias), served.version))
         return True
 
-    def _predict(self, name: str, asked: Asked, traceparent: str, body: bytes) -> Steps[tuple[bytes, Headers]]:
+    def _predict(self, name: str, asked: Asked, traceparent: str,
+                 body: bytes | memoryview) -> Steps[tuple[bytes, Headers]]:
         with self.api.statistics.request(model_called(name, asked.alias), traceparent) as timing:
-            return (yield from predict.label(self.api, timing, name, [("the image", body)], asked.alias,
+            return (yield from predict.label(self.api, timing, name, [("the image", bytes(body))], asked.alias,
                                              k=asked.top_k)), IS_JSON
 
     def _infer(self, model: str, version: int | None, header: str | None, accepted: str, traceparent: str,
-               body: bytes) -> Steps[tuple[bytes, Headers]]:
+               body: bytes | memoryview) -> Steps[tuple[bytes, Headers]]:
         with self.api.statistics.request(model_called(*infer.place(model)), traceparent) as timing:
             answer, json_size = yield from infer.ask(self.api, timing, model, version, body, header)
         if accepted and len(answer) > LIGHT:

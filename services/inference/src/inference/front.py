@@ -35,6 +35,7 @@ from inference.steps import Ask, Steps
 from shared.errors import Unavailable
 
 log = logging.getLogger("lanner.front")
+SCRATCH = 256 << 10  # bytes
 CACHED = 2048  # bytes of a head that is kept: a client sends the same again and again
 LOOK_S = 1.0  # how often stalled requests are looked for
 SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
@@ -65,6 +66,7 @@ class Front:
         self._loading = ThreadPoolExecutor(LONG, thread_name_prefix="front-load")
         self._aside, self._aside_s = 0, 0.0  # what decodes or waits to, and how long that takes lately
         self.open: set[Connection | Pipe] = set()
+        self.scratch = memoryview(bytearray(SCRATCH))  # what a socket has is read here, and taken away at once
         self._route = lru_cache(1024)(self._routed)
         self._asked: dict[Answer, Waits] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}  # by Name and alias that there have been

@@ -15,6 +15,7 @@ from inference.metrics import Meters
 from shared import artifacts
 from shared.datasets import Spec
 from shared.errors import Damaged, LannerError, NotFound, Refused, Unavailable
+from shared.runtimes import MAX_BATCH
 from shared.runtimes.plan import Unfit
 
 log = logging.getLogger("lanner.loaded")
@@ -41,13 +42,16 @@ class Served:
 
 @dataclass(frozen=True)
 class Found:
-    """A Variant as it is published. `device` is what computes it, "" while it is not in memory."""
+    """A Variant as it is published. `device` is what computes it, "" while it is not in memory; `batch` how many images
+    run at once.
+    """
 
     version: int
     model: str
     variant: str
     spec: Spec
     device: str
+    batch: int = MAX_BATCH
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,12 @@ class LoadedModels:
         pointed = self._pointed(name, alias, version)
         if pointed and version in (None, pointed.version):
             loaded = pointed.loaded
-            return Found(pointed.version, loaded.model, loaded.variant, loaded.spec, loaded.device)
+            return Found(pointed.version, loaded.model, loaded.variant, loaded.spec, loaded.device,
+                         loaded.predictor.at_once)
         version, key = self._locate(name, pointed, version, None)
         held = self._memory.peek(key)
         if held:
-            return Found(version, *key, held.spec, held.device)
+            return Found(version, *key, held.spec, held.device, held.predictor.at_once)
         return Found(version, *key, Spec.of(artifacts.open_artifact(self._root, f"variants/{'/'.join(key)}",
                                                                     hashes=False)), "")
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from inference.metrics import Meters
 from inference.pace import Pace
-from inference.predictor import INLINE_S, MAX_BATCH, Predictor
+from inference.predictor import INLINE_S, Predictor
 from shared import artifacts
 from shared.datasets import Spec
 from shared.fitted import read_fit
-from shared.runtimes import open_session
+from shared.runtimes import MAX_BATCH, Session, open_session
 
 INLINE_ON_ONE_CORE_S = 0.005  # there a thread that runs what takes a few milliseconds only takes turns with the others
+INLINE_ON_A_GPU_S = 0.0003  # which computes beside a thread that waits for it; handing over takes about a third of this
 QUIET_S = 0.02  # clients that ask without a pause are between two runs most of the time
 KEPT = 4  # Variants kept beside the pinned ones, the latest asked for, where no budget is set
 Key = tuple[str, str]  # model id, variant
@@ -162,15 +163,20 @@ class Memory:
         try:
             digest = artifacts.manifest_digest(self._root, f"variants/{model}/{variant}")
             spec = Spec.of(manifest)
-            for size in (1, MAX_BATCH):  # warm: the first run of a shape is the slow one
+            for size in session.batches:  # warm: the first run of a shape is the slow one
                 session.run(np.zeros((size, spec.size, spec.size, 3), np.uint8))
                 pace.rest()
         except BaseException:
             session.close()
             raise
         fitted = fit is not None and fit.device == session.device
-        batch = min(fit.batch, MAX_BATCH) if fit and fitted else MAX_BATCH
-        inline_s = INLINE_S if self._threads > 1 else INLINE_ON_ONE_CORE_S
-        predictor = Predictor(session, self._meters, f"{model} {variant}", batch, inline_s)
+        most = session.batches[-1]  # also where the largest batch that was tried serves best
+        batch = fit.batch if fit and fitted and fit.batch < MAX_BATCH else most
+        predictor = Predictor(session, self._meters, f"{model} {variant}", batch, self._inline_s(session))
         size = sum(entry["size"] for entry in manifest["files"].values())
         return Loaded(model, variant, digest, spec, session.device, predictor, size, threads, batch, fitted)
+
+    def _inline_s(self, session: Session) -> float:
+        if session.device != "cpu":
+            return INLINE_ON_A_GPU_S
+        return INLINE_S if self._threads > 1 else INLINE_ON_ONE_CORE_S

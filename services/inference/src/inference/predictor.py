@@ -20,7 +20,6 @@ from inference.metrics import Meters
 from shared.errors import Unavailable
 from shared.runtimes import Session
 
-MAX_BATCH = 64
 MAX_WAITING = 4096  # images
 BUSY = "too many images wait already: send fewer at a time, or later"
 LAST = 1 << 63  # the priority of what has none
@@ -69,15 +68,14 @@ class Answer:
 
 
 class Predictor:
-    """Safe to share among threads; one thread at a time touches the Session.
+    """Safe to share among threads; one thread at a time touches the Session, its own one where that wants it so."""
 
-    On a GPU that is always its own one: there runtimes set memory aside for each thread that they meet.
-    """
-
-    def __init__(self, session: Session, meters: Meters, name: str, most: int = MAX_BATCH, inline_s: float = INLINE_S):
-        """most: images of several requests that run together; one request may have more. inline_s: as INLINE_S."""
-        self.name, self.most = name, most
-        self._session, self._meters, self._alone = session, meters, session.device == "cpu"
+    def __init__(self, session: Session, meters: Meters, name: str, most: int = 0, inline_s: float = INLINE_S):
+        """most: images of several requests that run together, 0 for as many as the Session runs at once; one request
+        may have more. inline_s: as INLINE_S.
+        """
+        self.name, self.most = name, most or session.batches[-1]
+        self._session, self._meters, self._alone = session, meters, not session.own_thread
         self._lock = threading.Lock()  # guards the eight below
         self._waiting: list[tuple[int, int, Answer]] = []  # a heap: by priority, then as they came
         self._busy = self._closed = self._over = False
@@ -166,6 +164,11 @@ class Predictor:
     def is_quick(self) -> bool:
         """Whether runs are over so soon that whoever asks runs them, whatever else it could do meanwhile."""
         return self._alone and self._run_s < self._inline_s
+
+    @property
+    def at_once(self) -> int:
+        """Images of one run."""
+        return self._session.batches[-1]
 
     @property
     def images(self) -> int:
@@ -289,12 +292,11 @@ class Predictor:
         count = sum(len(a.images) for a in batch)
         run, scores, error = Run([]), None, None
         try:
-            images = batch[0].images if len(batch) == 1 else np.concatenate([a.images for a in batch])
-            if count <= MAX_BATCH:
+            images, at_once = self._session.stage([a.images for a in batch]), self.at_once
+            if count <= at_once:
                 scores = self._timed(run, images)
             else:
-                scores = np.concatenate([self._timed(run, images[i:i + MAX_BATCH])
-                                         for i in range(0, count, MAX_BATCH)])
+                scores = np.concatenate([self._timed(run, images[i:i + at_once]) for i in range(0, count, at_once)])
         except Exception as e:  # the boundary: whatever the runtime raises goes to those who wait for it
             error = e
         self.ran_at = time.monotonic()

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from shared.errors import Damaged
-from shared.runtimes import check_batch
+from shared.runtimes import Session, check_batch
 
 
 def use_cpu(threads: int) -> None:
@@ -22,7 +22,7 @@ def use_cpu(threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-class KerasReference:
+class KerasReference(Session):
     """A loaded model.keras as a Session, compiled into one graph."""
 
     device = "cpu"

@@ -181,14 +181,17 @@ def _waiting(decoded: "SimpleQueue[tuple[float, np.ndarray]]", most: int) -> Ite
             yield decoded.get_nowait()
 
 
-def choose(trials: Sequence[Trial], target_ms: float) -> Trial:
-    """The most images/s within the target, 0 for none; where no choice is, the one of the lowest p99."""
+def choose(trials: Sequence[Trial], target_ms: float, larger: bool = False) -> Trial:
+    """The most images/s within the target, 0 for none; where no choice is, the one of the lowest p99.
+
+    larger: of equal ones the one with the larger batches, since a GPU takes hardly longer for them.
+    """
     within = [trial for trial in trials if not target_ms or trial.p99_ms <= target_ms]
     if not within:
         return min(trials, key=lambda trial: trial.p99_ms)
     best = max(trial.images_per_s for trial in within)
     return min((trial for trial in within if trial.images_per_s >= (1 - NEAR) * best),
-               key=lambda trial: (trial.processes, trial.threads, trial.batch))
+               key=lambda trial: (trial.processes, trial.threads, -trial.batch if larger else trial.batch))
 
 
 def fit(opened: Callable[[int], Session], device: str, cores: int, images: np.ndarray, target_ms: int,
@@ -201,9 +204,9 @@ def fit(opened: Callable[[int], Session], device: str, cores: int, images: np.nd
     alone = [(1, threads) for threads in (thread_counts(cores) if device == "cpu" else [cores])]
     several = [(n, cores // n) for n in processes if n > 1 and device == "cpu"]
     trials = sweep(opened, [*alone, *several], images, between)
-    best = choose(trials, target_ms)
+    best = choose(trials, target_ms, larger=device != "cpu")
     return {**_rounded(best), "device": device, "meets_target": not target_ms or best.p99_ms <= target_ms,
-            "by_processes": [_rounded(choose([t for t in trials if t.processes == n], target_ms))
+            "by_processes": [_rounded(choose([t for t in trials if t.processes == n], target_ms, device != "cpu"))
                              for n in sorted({t.processes for t in trials})],
             "tried": [_rounded(trial) for trial in trials]}
 

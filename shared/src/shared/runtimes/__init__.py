@@ -12,19 +12,30 @@ from shared.errors import Damaged
 # A TensorRT Variant is the ONNX file its engines are built from; the engines of each kind of GPU are in ENGINES.
 FILES = {"onnx": "model.onnx", "litert": "model.tflite", "tensorrt": "model.onnx"}
 ENGINES = "engines"
+MAX_BATCH = 64  # images that run at once on a CPU: more are no faster, and what comes meanwhile waits longer
 # Largest difference of a probability from the recorded one at load, per precision; int8 also needs 99 % equal argmax.
 FEW = 8  # images of a golden batch that are run together where somebody else waits for the processor
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
 
 
 class Session(Protocol):
-    """One loaded Variant. Not thread-safe: one caller at a time. `device` is what computes: cpu, or the GPU's name."""
+    """One loaded Variant. Not thread-safe: one caller at a time.
+
+    device: what computes, cpu or the GPU's name. own_thread: always the same thread is to call it. batches: sizes that
+    are set up at their first run; the largest is how many images had best run at once.
+    """
 
     device: str
+    own_thread: bool = False
+    batches: Sequence[int] = (1, MAX_BATCH)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] RGB -> float32 [N, classes] probabilities, N >= 1."""
         ...
+
+    def stage(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Images of several requests as one batch for the next `run`, after which it is not to be read any more."""
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def close(self) -> None: ...
 

@@ -6,10 +6,10 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from shared.errors import Damaged
-from shared.runtimes import check_batch, check_signature
+from shared.runtimes import Session, check_batch, check_signature
 
 
-class LiteRTSession:
+class LiteRTSession(Session):
     """A TFLite file as a Session. Its batch is dynamic: another N than the last one re-plans the tensors.
 
     Re-planning takes 25 to 80 microseconds on a 32x32 network of three convolutions, so nothing is padded.

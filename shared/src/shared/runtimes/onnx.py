@@ -8,7 +8,7 @@ import onnxruntime as ort
 
 from shared import gpu
 from shared.errors import Damaged, Refused
-from shared.runtimes import check_batch, check_signature
+from shared.runtimes import Session, check_batch, check_signature
 
 CPU: list[Any] = ["CPUExecutionProvider"]
 # float32 stays float32: TF32 alone may move a probability by more than fp32's tolerance. HEURISTIC: a batch may have
@@ -16,7 +16,7 @@ CPU: list[Any] = ["CPUExecutionProvider"]
 CUDA: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}), *CPU]
 
 
-class OnnxSession:
+class OnnxSession(Session):
     """An ONNX file as a Session. The file is read whole: it has no external data."""
 
     def __init__(self, path: Path, threads: int = 1, device: str = "cpu"):
@@ -33,6 +33,7 @@ class OnnxSession:
                                      [(dtypes.get(o.type, o.type), o.shape) for o in outputs])
         self._input, self._outputs = inputs[0].name, [outputs[0].name]
         self.device = gpu.find()[0].name if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
+        self.own_thread = self.device != "cpu"  # CUDA's provider sets memory aside for each thread that it meets
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] -> float32 [N, classes]. Raises ValueError for another dtype or shape."""

@@ -5,6 +5,7 @@ Images go up from page-locked memory and scores come down into it; what is large
 through two lanes, so that the copies of one run beside the computation of the other.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import tensorrt as trt
 
 from shared.errors import Damaged
-from shared.runtimes import check_batch, check_signature, cuda
+from shared.runtimes import Session, check_batch, check_signature, cuda
 from shared.runtimes.plan import Header, here, read
 
 LOGGER = trt.Logger(trt.Logger.WARNING)
@@ -26,7 +27,7 @@ def buckets_up_to(most: int) -> list[int]:
     return [*(n for n in steps if n < most), most]
 
 
-class TensorRTSession:
+class TensorRTSession(Session):
     """A plan as a Session. A batch from `pinned` is read where it lies; any other is copied into page-locked memory."""
 
     def __init__(self, path: Path, onnx_sha256: str | None = None):
@@ -40,18 +41,25 @@ class TensorRTSession:
         self.device = self.header.host.gpu
         self._engine = deserialize(path, plan)
         self._size = _image_size(path, self._engine, self.header)
-        self._buckets = buckets_up_to(self.header.batches[2])
-        self._lanes = [_Lane(self._engine, self._buckets[-1])]
-        self._results = cuda.Pinned((self._buckets[-1], self._lanes[0].classes), np.float32)
+        self.batches = buckets_up_to(self.header.batches[2])
+        self._lanes = [_Lane(self._engine, self.batches[-1])]
+        self._results = cuda.Pinned((self.batches[-1], self._lanes[0].classes), np.float32)
 
     def pinned(self, count: int) -> np.ndarray:
         """A new page-locked uint8 [count, size, size, 3], which `run` reads without copying it first."""
         return cuda.Pinned((count, self._size, self._size, 3), np.uint8).array
 
+    def stage(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Copied once, into page-locked memory, as far as they fit there."""
+        count = sum(map(len, parts))
+        if count > self.batches[-1]:
+            return super().stage(parts)
+        return np.concatenate(parts, out=self._lanes[0].staged[:count])
+
     def run(self, batch: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] -> float32 [N, classes]. Raises ValueError for another dtype or shape."""
         check_batch(batch, self._size)
-        count, most = len(batch), self._buckets[-1]
+        count, most = len(batch), self.batches[-1]
         if count > most and len(self._lanes) == 1:
             self._lanes.append(_Lane(self._engine, most))
         direct = batch.flags.c_contiguous and cuda.is_pinned(batch.ctypes.data)
@@ -60,7 +68,7 @@ class TensorRTSession:
         scores = self._results.array
         for number, start in enumerate(range(0, count, most)):
             piece, lane = batch[start:start + most], self._lanes[number % len(self._lanes)]
-            bucket = next(n for n in self._buckets if n >= len(piece))
+            bucket = next(n for n in self.batches if n >= len(piece))
             lane.begin(piece, direct, bucket, scores[start:start + len(piece)])
         for lane in self._lanes:
             lane.wait()
@@ -135,7 +143,7 @@ class _Lane:
         self._scratch = cuda.Memory(scratch_size(engine))
         self._images, self._scores = cuda.Memory(most * self._image_bytes), cuda.Memory(4 * most * self.classes)
         self._staging = cuda.Pinned((most, *shape), np.uint8)
-        self._staged = self._staging.array
+        self.staged = self._staging.array
         self._graphs: dict[int, tuple[Any, cuda.Graph]] = {}  # with its context, whose state it was captured in
 
     def begin(self, images: np.ndarray, direct: bool, bucket: int, scores: np.ndarray) -> None:
@@ -148,7 +156,7 @@ class _Lane:
             self._graphs[bucket] = self._captured(bucket)
         if not direct:
             self.wait()
-            self._staged[:len(images)] = images
+            self.staged[:len(images)] = images
         source = images.ctypes.data if direct else self._staging.pointer
         self._stream.upload(self._images.pointer, source, len(images) * self._image_bytes)
         self._stream.launch(self._graphs[bucket][1])

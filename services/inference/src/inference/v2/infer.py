@@ -34,7 +34,7 @@ def infer(model: str, version: int | None = None) -> Response:
         return _response(*finish(ask(context, timing, model, version, body, request.headers.get(HEADER))))
 
 
-def ask(context: Api, timing: Timing, model: str, version: int | None, body: bytes,
+def ask(context: Api, timing: Timing, model: str, version: int | None, body: bytes | memoryview,
         header: str | None) -> Steps[tuple[bytes, int | None]]:
     """An infer request's answer, and how much of it is JSON if bytes of outputs follow.
 
@@ -79,7 +79,7 @@ def unknown(model: str, version: int | None, error: NotFound) -> NotFound:
     return NotFound(f"Request for unknown model: {asked} is not found: {error}", error.code)
 
 
-def _parse(context: Api, model: str, body: bytes, text: str | None) -> InferRequest:
+def _parse(context: Api, model: str, body: bytes | memoryview, text: str | None) -> InferRequest:
     if text is not None and not (text.isascii() and text.removeprefix("-").isdigit()):
         raise Refused(f"Unable to parse {HEADER}, got: {text}", "malformed")
     header = None if text is None else int(text[:20])

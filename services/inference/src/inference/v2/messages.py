@@ -78,7 +78,7 @@ class _Message:
     priority: int
 
 
-def parse(model: str, body: bytes, header: int | None, read_region: ReadRegion) -> InferRequest:
+def parse(model: str, body: bytes | memoryview, header: int | None, read_region: ReadRegion) -> InferRequest:
     """header: the Inference-Header-Content-Length, the bytes of JSON at the start of the body; None for all of them.
 
     Raises Refused for what is not a whole infer request, in Triton's sentences where it has one.
@@ -86,7 +86,7 @@ def parse(model: str, body: bytes, header: int | None, read_region: ReadRegion) 
     json_size = len(body) if header is None else header
     if not 0 <= json_size <= len(body):
         raise Refused(f"inference header size should be in range (0, {len(body)}), got: {header}", "malformed")
-    head = body[:json_size]
+    head = bytes(body[:json_size])
     message = _known(model, head) if header is not None and json_size <= SMALL else _message(model, head)
     tensor = _tensor(model, message.input, memoryview(body)[json_size:], read_region)
     return InferRequest(tensor, message.outputs, message.id, message.variant, message.timeout_us, message.priority)
@@ -117,7 +117,7 @@ def _message(model: str, head: bytes) -> _Message:
 _known = lru_cache(256)(_message)  # a client that sends tensors in binary sends the same JSON again and again
 
 
-def raw(body: bytes) -> InferRequest:
+def raw(body: bytes | memoryview) -> InferRequest:
     """A body that is the pixels of one image and nothing else; the answer is binary."""
     return InferRequest(Tensor(np.frombuffer(body, np.uint8), "UINT8", raw=True), (Output(True),))
 

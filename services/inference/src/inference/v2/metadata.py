@@ -4,7 +4,6 @@ import json
 
 from inference.codec import MAX_IMAGES
 from inference.loaded import Found
-from inference.predictor import MAX_BATCH
 from inference.v2.messages import INPUT, OUTPUT, Object
 
 BACKENDS = {"onnx": ("onnxruntime_onnx", "onnxruntime"), "litert": ("litert_flatbuffer", "litert"),
@@ -27,7 +26,7 @@ def config(model: str, found: Found) -> Object:
         "version_policy": {"all": {}},
         "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": [size, size, 3]}],
         "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [len(labels)]}],
-        "dynamic_batching": {"preferred_batch_size": [MAX_BATCH], "max_queue_delay_microseconds": 0},
+        "dynamic_batching": {"preferred_batch_size": [found.batch], "max_queue_delay_microseconds": 0},
         "parameters": {"variant": {"string_value": found.variant}, "labels": {"string_value": json.dumps(labels)}}}
     match found.device:
         case "":  # not in memory, so nothing computes it
