@@ -32,7 +32,7 @@ import numpy as np
 AIM = 1.0
 Split = tuple[np.ndarray, np.ndarray]
 
-ANCHOR = """
+DRIVE = """
 import importlib.util, json, os, sys
 import numpy as np, torch
 script, data = sys.argv[1:3]
@@ -49,6 +49,8 @@ spec.loader.exec_module(anchor)
 last = {}
 anchor.print_training_details = lambda variables, is_final_entry: last.update(variables)
 print(json.dumps({"torch": torch.__version__, "gpu": torch.cuda.get_device_name()}), flush=True)
+"""
+DRIVE_94 = """
 model = anchor.CifarNet().cuda().to(memory_format=torch.channels_last)
 model.compile(mode="max-autotune")
 for line in sys.stdin:
@@ -164,12 +166,13 @@ def _decoded(args: argparse.Namespace, split: str, folders: list[str]) -> Split:
 class Anchor:
     """The anchor in a process of its own, which does a run when it is told to."""
 
-    def __init__(self, args: argparse.Namespace, train: Split, held: Split):
+    def __init__(self, args: argparse.Namespace, train: Split, held: Split, drive: str = DRIVE_94):
+        """drive: what the process does once the script is loaded as `anchor`."""
         folder = (args.arrays / "anchor").absolute()
         folder.mkdir(parents=True, exist_ok=True)
         for name, (images, labels) in (("train", train), ("test", held)):
             np.savez(folder / f"{name}.npz", images=images, labels=labels)
-        (folder / "drive.py").write_text(ANCHOR)
+        (folder / "drive.py").write_text(DRIVE + drive)
         # PyTorch's libraries, not those that TensorFlow here was given.
         env = {k: v for k, v in os.environ.items() if k not in ("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")}
         self.process = subprocess.Popen(

@@ -3,11 +3,14 @@
     ./run bench train_jobs --data DATA --recipe accurate --seeds 0,1,2
     ./run bench train_jobs --data DATA --recipe accurate --seeds 0 --kill    and one killed and taken up again
     ./run bench train_jobs --data DATA --recipe small --seeds 0 --tune 12    a search of so many trials instead
+    ./run bench train_jobs --data DATA --recipe accurate --anchor PATH/airbench96_faster.py --anchor-python PYTHON
     ./run bench train_jobs --data DATA --device cpu --recipe small --images 2000 --epochs 1       a dry run
 
 DATA is a folder with train/<class>/<images>, decoded once and kept in --arrays, of whose images --validation are held
 out: accuracy is of these, by the Model as published (`one view`) and by the mean over six views of each image.
 Each job has a process of its own, as a worker's; what XLA compiled for the first is kept on the volume for the next.
+The anchor, fetched by you from github.com/KellerJordan/cifar10-airbench, runs unmodified but for a first run of two
+epochs, in which it compiles: on the same images and in turns with the jobs, a run for each, timed by itself.
 `seconds` are of the whole job, TensorFlow's import in it; `first epoch` has the compiling; `epochs` are all of them.
 """
 
@@ -26,11 +29,23 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from train import deviation, splits
+from train import Anchor, deviation, splits
 
 SPAWN = multiprocessing.get_context("spawn")
 JOB_LIMIT_S = 3600
 DATASET = "d-benchmark"
+DRIVE_96 = """
+hyp = anchor.hyp
+proxy, model, frozen = (anchor.make_net(hyp[name]) for name in ("proxy", "net", "net"))
+proxy[0].bias.requires_grad = frozen[0].bias.requires_grad = False
+models = [torch.compile(net, mode="max-autotune") for net in (proxy, model, frozen)]
+epochs = hyp["opt"]["train_epochs"]
+for line in sys.stdin:
+    hyp["opt"]["train_epochs"] = 2.0 if line == "warmup\\n" else epochs
+    anchor.main(line.strip(), hyp, *models)
+    print(json.dumps({"seconds": last["total_time_seconds"], "views": last["tta_val_acc"],
+                      "one view": last["val_acc"]}), flush=True)
+"""
 
 
 def main() -> None:
@@ -45,6 +60,8 @@ def main() -> None:
     parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
     parser.add_argument("--kill", action="store_true", help="the first seed once more, killed at its first checkpoint")
     parser.add_argument("--tune", type=int, default=0, metavar="TRIALS", help="each job a search of so many trials")
+    parser.add_argument("--anchor", type=Path, help="airbench96_faster.py")
+    parser.add_argument("--anchor-python", default="python3")
     parser.add_argument("--artifacts", type=Path, metavar="DIR", help="kept after the run, compiled programs in it")
     parser.add_argument("--seconds", type=float, default=540, help="no further job is begun after so many")
     parser.add_argument("--out", type=Path, default=Path("train_jobs.json"))
@@ -58,6 +75,7 @@ def main() -> None:
         root = args.artifacts or Path(folder)
         dataset, counts = publish_dataset(root, args)
         result["images"] = counts
+        anchor = started_anchor(args, result) if args.anchor else None
         seeds = [int(seed) for seed in args.seeds.split(",")]
         jobs = [(f"seed {seed}", seed, False) for seed in seeds]
         jobs += [(f"seed {seeds[0]}, killed", seeds[0], True)] if args.kill else []
@@ -67,9 +85,22 @@ def main() -> None:
                 continue
             row = {"name": name, **run(root, dataset, args, seed, name.replace(", ", "-").replace(" ", "-"), kill)}
             result["rows"].append(row)
+            if anchor:
+                result["anchor"].append(anchor.run(seed))
             args.out.write_text(json.dumps(result, indent=1) + "\n")
             print(line(row), flush=True)
+            if anchor:
+                print("the anchor:", result["anchor"][-1], flush=True)
     print(summary([row for row in result["rows"] if not row["killed at"]]))
+
+
+def started_anchor(args: argparse.Namespace, result: dict[str, Any]) -> Anchor:
+    """Compiled, and told of in the result."""
+    train, held, _ = splits(args)
+    anchor = Anchor(args, train, held, DRIVE_96)
+    result |= {"anchor is": anchor.about, "anchor compile": anchor.warm_up(), "anchor": []}
+    print(f"anchor: compiled and run once in {result['anchor compile']:.1f} s", flush=True)
+    return anchor
 
 
 def publish_dataset(root: Path, args: argparse.Namespace) -> tuple[str, dict[str, int]]:
