@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="accurate")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=0, help="0: as the recipe says")
+    parser.add_argument("--leave-out", type=float, default=0.0, help="share of the training images, by a proxy")
     parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
     parser.add_argument("--kill", action="store_true", help="the first seed once more, killed at its first checkpoint")
     parser.add_argument("--tune", type=int, default=0, metavar="TRIALS", help="each job a search of so many trials")
@@ -130,7 +131,7 @@ def run(root: Path, dataset: str, args: argparse.Namespace, seed: int, name: str
     from shared.artifacts import open_artifact, read_json
 
     job = {"model_id": f"m-{name}", "dataset_id": dataset, "name": "benchmark", "recipe": args.recipe,
-           "epochs": args.epochs, "seed": seed, "trials": args.tune}
+           "epochs": args.epochs, "seed": seed, "trials": args.tune, "leave_out": args.leave_out}
     if (root / "models" / str(job["model_id"])).exists():
         raise SystemExit(f"{root} holds a training with {name} already: give another --artifacts or --seeds")
     began = time.perf_counter()
@@ -206,7 +207,7 @@ def _train(root: Path, job: dict[str, Any], device: str) -> None:
         asked = TuneJob(**fields, trials=job["trials"], recipes=(job["recipe"],))
     else:
         views = {**RECIPES[job["recipe"]].augmentation, "views": True}
-        asked = TrainJob(**fields, recipe=job["recipe"], augmentation=views)
+        asked = TrainJob(**fields, recipe=job["recipe"], augmentation=views, leave_out=job["leave_out"])
     body(asked, new_attempt(root, _job_id(job), asked, device=device))
     import tensorflow as tf
 

@@ -54,6 +54,7 @@ class TrainJob:
     augmentation: dict[str, Any] = field(default_factory=dict)
     early_stopping: int = 0  # epochs without a better validation accuracy before training stops; 0 as the recipe says
     class_weights: str = ""  # balanced: every class counts the same in the loss, however many images it has
+    leave_out: float = 0.0  # of the training images, 0..0.9: those that a small network, trained first, finds easy
     budget_s: float = 0.0  # of recipe auto: seconds that the training may take, 0 for no limit
     seed: int = 0
 
@@ -225,7 +226,11 @@ def _check(job: Job) -> None:
             within("early_stopping", 0, 10_000)
             if job.class_weights not in ("", "balanced"):
                 raise Refused(f"class_weights is {job.class_weights!r}: expected balanced, or '' for none", "bad_job")
+            within("leave_out", 0, 0.9)
             within("budget_s", 0, job.TIMEOUT_S)
+            if job.budget_s and job.leave_out:
+                raise Refused("budget_s says nothing of the training that leave_out takes first: leave one of both out",
+                              "bad_job")
             if job.budget_s and (job.recipe != "auto" or job.epochs):
                 raise Refused(f"budget_s is {job.budget_s:g}, by which recipe auto chooses the epochs: ask for recipe "
                               "auto and leave epochs out, or leave budget_s out", "bad_job")

@@ -1,5 +1,6 @@
 """ONNX -> TensorRT plan, on the GPU it is for. The precision is in the ONNX file already."""
 
+import logging
 import os
 import uuid
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import tensorrt as trt
 
+from optimization import refit
 from shared import gpu
 from shared.artifacts import locked, sha256, write_bytes
 from shared.errors import Damaged
@@ -16,6 +18,7 @@ from shared.runtimes import Session
 from shared.runtimes.plan import Header, Host, Unfit, here, path_of, read, save, slug
 from shared.runtimes.tensorrt import LOGGER, TensorRTSession
 
+log = logging.getLogger("lanner.optimization")
 WORKSPACE = 2 << 30  # bytes that a kernel may use beside its inputs and outputs while it is chosen
 Progress = Callable[[str, int, int], None]  # (phase, step, of); may raise, which ends the build
 
@@ -40,17 +43,30 @@ def ensure(engines: Path, onnx: Path, precision: str, batches: tuple[int, int, i
             return path, header
     except (Unfit, Damaged):
         pass
-    plan = build_plan(onnx.read_bytes(), precision, batches, timing_cache(engines, host), progress)
-    header = Header(digest, precision, host, next((g.driver for g in gpu.find()), ""), batches)
-    fresh = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
-        save(fresh, header, plan)
-        with closing(TensorRTSession(fresh, digest)) as session:
-            check(session)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
-    return path, header
+
+    def stand(plan: bytes) -> tuple[Path, Header]:
+        header = Header(digest, precision, host, next((g.driver for g in gpu.find()), ""), batches)
+        fresh = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+        try:
+            save(fresh, header, plan)
+            with closing(TensorRTSession(fresh, digest)) as session:
+                check(session)
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
+        return path, header
+
+    model = onnx.read_bytes()
+    graph = refit.graph_of(model) if precision in refit.PRECISIONS else ""
+    if graph and (plan := refit.refitted(engines, graph, model, host, batches)):
+        try:
+            return stand(plan)
+        except Damaged as e:
+            log.warning("the refitted engine is refused and built anew: %s", e)
+    built = stand(build_plan(model, precision, batches, timing_cache(engines, host), progress))
+    if graph:
+        refit.note(engines, graph, path, host)
+    return built
 
 
 def build_plan(onnx: bytes, precision: str, batches: tuple[int, int, int], timing: Path,
@@ -84,6 +100,8 @@ def build_plan(onnx: bytes, precision: str, batches: tuple[int, int, int], timin
             flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         case _:
             pass  # 11 is strongly typed and has no flag for it
+    if precision in refit.PRECISIONS:
+        config.set_flag(trt.BuilderFlag.REFIT)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, LOGGER)
     if not parser.parse(onnx):

@@ -12,7 +12,8 @@ from training import compiled
 from training.recipes import Recipe, resolve
 
 # What a training imports, for a process that waits for one: none of it touches a GPU.
-AHEAD = ("training.auto", "training.fitting", "training.publishing", "training.speedrun.fitting")
+AHEAD = ("training.auto", "training.fitting", "training.publishing", "training.selection",
+         "training.speedrun.fitting")
 
 
 def run(job_id: str) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     began = time.monotonic()
     # Imported here, under the run lock, unless a process has waited with it: TensorFlow takes seconds, on a cold disk
     # more than the keeper waits for an attempt to begin; and a worker that has touched it can't fork.
-    from training import auto, device, fitting, publishing
+    from training import auto, device, fitting, publishing, selection
     from training.speedrun.fitting import Speedrun
 
     dataset, replicas = _opened(job, ctx)
@@ -47,6 +48,10 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     chosen: tuple[str, ...] = ()
     if job.recipe == "auto":
         job, chosen = auto.decide(job, dataset, ctx, replicas, ordinary, time.monotonic() - began)
+    if job.leave_out:
+        whole = dataset
+        dataset = selection.select(whole, job, ctx, replicas, lambda recipe, of_proxy: fitting.begin(
+            whole, recipe, job.seed, of_proxy))
     recipe = dataclasses.replace(resolve(job, len(dataset.labels("train")), replicas), chosen=chosen)
     training: publishing.Trained
     match recipe.network:

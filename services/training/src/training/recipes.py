@@ -33,6 +33,7 @@ class Recipe:
     class_weights: str = ""  # balanced, or none
     # What a step leaves of the average of the weights, which is then validated and published: steps.Average; 0 for none
     average: float = 0.0
+    leave_out: float = 0.0  # of the training images: training.selection
     frozen: float = 0.0  # of the epochs, in which the last layer alone learns
     chosen: tuple[str, ...] = ()  # why, in sentences, where `auto` chose these values
 
@@ -172,7 +173,7 @@ def resolve(job: TrainJob, images: int, replicas: int = 1) -> Recipe:
         recipe, batch_size=batch, epochs=epochs, learning_rate=job.learning_rate or rate,
         augmentation=job.augmentation or recipe.augmentation,
         early_stopping=job.early_stopping or recipe.early_stopping,
-        class_weights=job.class_weights or recipe.class_weights)
+        class_weights=job.class_weights or recipe.class_weights, leave_out=job.leave_out)
 
 
 def learning_rate(recipe: Recipe, step: int, of: int) -> float:
