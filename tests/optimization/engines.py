@@ -5,12 +5,17 @@ Each takes an empty folder, the ONNX file, its plan file, the precision and an o
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import load as load_proto
+from onnx import numpy_helper
 
+from optimization import refitting
 from optimization.engine import ensure
 from shared.artifacts import sha256
 from shared.errors import Damaged
@@ -111,6 +116,32 @@ def an_engine_that_fails_its_golden_batch_never_stands(folder: Path, onnx: Path,
     assert ensure(engines, onnx, precision, session.header.batches, lambda fresh: None)[0].stat().st_mtime_ns == made
 
 
+def a_refitted_engine_answers_as_its_own_onnx_file_does(folder: Path, onnx: Path, plan: Path, precision: str,
+                                                        session: Any) -> None:
+    """That of a network with other weights, from the engine of this one, and nothing is chosen. int8 is built anew."""
+    engines, other, steps = folder / "engines", folder / "other.onnx", list[str]()
+    shutil.copytree(plan.parent / "timings", engines / "timings")
+    proto = load_proto(onnx)
+    for weight in proto.graph.initializer:
+        if weight.data_type in refitting.WEIGHTS and len(weight.dims) > 1:
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float16(1.125), weight.name))
+    other.write_bytes(proto.SerializeToString())
+
+    def ensured(model: Path) -> Path:
+        steps.clear()
+        return ensure(engines, model, precision, session.header.batches, lambda fresh: None,
+                      lambda phase, step, of: steps.append(phase), refit=True)[0]
+
+    ensured(onnx)
+    assert steps
+    refitted = ensured(other)
+    assert bool(steps) == (precision == "int8")
+    images = pixels(session, 64)
+    with closing(TensorRTSession(refitted)) as found:
+        worst = float(np.abs(run_in_chunks(found, images) - run_in_chunks(OnnxSession(other), images)).max())
+    assert worst <= TOLERANCE[precision], worst
+
+
 CHECKS = [answers_as_its_onnx_file_does, batches_of_every_size_answer_as_single_images_do,
           a_plan_for_another_gpu_or_version_or_file_is_refused, a_truncated_or_changed_plan_is_refused,
-          an_engine_that_fails_its_golden_batch_never_stands]
+          an_engine_that_fails_its_golden_batch_never_stands, a_refitted_engine_answers_as_its_own_onnx_file_does]

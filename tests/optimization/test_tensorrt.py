@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.gpu,
 VARIANTS = ("tensorrt-fp32", "tensorrt-fp16", "tensorrt-int8")
 CHECKS = ("answers_as_its_onnx_file_does", "batches_of_every_size_answer_as_single_images_do",
           "a_plan_for_another_gpu_or_version_or_file_is_refused", "a_truncated_or_changed_plan_is_refused",
-          "an_engine_that_fails_its_golden_batch_never_stands")
+          "an_engine_that_fails_its_golden_batch_never_stands",
+          "a_refitted_engine_answers_as_its_own_onnx_file_does")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -32,6 +32,7 @@ class Settings:
     max_attempts: int = 3
     silence_s: float = 20.0
     import_ahead: str = "on"
+    tensorrt_refit: str = "off"
     refresh_s: float = 1.0
     worker_ttl_s: int = 30
     heartbeat_s: int = 10
@@ -67,6 +68,8 @@ DESCRIPTIONS = {
     "max_attempts": "attempts of a job that died or failed for a passing reason",
     "silence_s": "seconds a delivered job may show no running process before it is delivered again",
     "import_ahead": "on or off: whether a process with TensorFlow imported, 0.65 GB, waits for a worker's next job",
+    "tensorrt_refit": "on or off: whether a network trained again takes its last engine with new weights: 0.2 s, not "
+                      "15; 15 % fewer images/s",
     "refresh_s": "seconds between two looks at the aliases",
     "worker_ttl_s": "seconds a worker counts as alive after its last heartbeat",
     "heartbeat_s": "seconds between heartbeats while a job runs",
@@ -114,6 +117,8 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"SYSTEM_SHARED_MEMORY={settings.system_shared_memory!r} is unknown: expected on or off")
     if settings.import_ahead not in ("on", "off"):
         raise SettingsError(f"IMPORT_AHEAD={settings.import_ahead!r} is unknown: expected on or off")
+    if settings.tensorrt_refit not in ("on", "off"):
+        raise SettingsError(f"TENSORRT_REFIT={settings.tensorrt_refit!r} is unknown: expected on or off")
     if settings.gpus_per_training < 1:
         raise SettingsError(f"GPUS_PER_TRAINING={settings.gpus_per_training} can't be: expected 1 or more")
     if settings.gpu_memory_mib < 0:

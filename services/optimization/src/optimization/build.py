@@ -50,11 +50,12 @@ class Source:
 
 
 def build(root: Path, job_id: str, source: Source, variant: str, profile: tuple[int, int, int] = PROFILE,
-          progress: Callable[[str, int, int], None] = lambda phase, step, of: None) -> Manifest:
+          progress: Callable[[str, int, int], None] = lambda phase, step, of: None, refit: bool = False) -> Manifest:
     """Publish a Variant, or find it published. Returns its manifest.
 
     Of a TensorRT Variant the engine for this host is built too, wherever there is none that fits: `profile` is the
-    least, the usual and the largest of its batches, and `progress` hears of each phase.
+    least, the usual and the largest of its batches, and `progress` hears of each phase; refit: as that of
+    `engine.ensure`.
 
     Raises:
         Unfit: a TensorRT Variant, without TensorRT or a GPU.
@@ -70,7 +71,7 @@ def build(root: Path, job_id: str, source: Source, variant: str, profile: tuple[
         if format == "tensorrt":
             from optimization.engine import ensure
 
-            path, _ = ensure(root / ENGINES, path, precision, profile, check, progress)
+            path, _ = ensure(root / ENGINES, path, precision, profile, check, progress, refit)
         return path.stat().st_size
 
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorrt as trt
 
-from optimization import refit
+from optimization import refitting
 from shared import gpu
 from shared.artifacts import locked, sha256, write_bytes
 from shared.errors import Damaged
@@ -28,8 +28,10 @@ def silent(phase: str, step: int, of: int) -> None:
 
 
 def ensure(engines: Path, onnx: Path, precision: str, batches: tuple[int, int, int], check: Callable[[Session], None],
-           progress: Progress = silent) -> tuple[Path, Header]:
+           progress: Progress = silent, refit: bool = False) -> tuple[Path, Header]:
     """The plan file of an ONNX file for this host: the one that stands, or a new one once `check` has let it pass.
+
+    refit: new ones are made so that they can be refitted, and of such a one with the same graph, if there is one.
 
     Raises:
         Unfit: there is no TensorRT or no GPU here.
@@ -57,20 +59,20 @@ def ensure(engines: Path, onnx: Path, precision: str, batches: tuple[int, int, i
         return path, header
 
     model = onnx.read_bytes()
-    graph = refit.graph_of(model) if precision in refit.PRECISIONS else ""
-    if graph and (plan := refit.refitted(engines, graph, model, host, batches)):
+    graph = refitting.graph_of(model) if refit and precision in refitting.PRECISIONS else ""
+    if graph and (plan := refitting.refitted(engines, graph, model, host, batches)):
         try:
             return stand(plan)
         except Damaged as e:
             log.warning("the refitted engine is refused and built anew: %s", e)
-    built = stand(build_plan(model, precision, batches, timing_cache(engines, host), progress))
+    built = stand(build_plan(model, precision, batches, timing_cache(engines, host), progress, bool(graph)))
     if graph:
-        refit.note(engines, graph, path, host)
+        refitting.note(engines, graph, path, host)
     return built
 
 
-def build_plan(onnx: bytes, precision: str, batches: tuple[int, int, int], timing: Path,
-               progress: Progress = silent) -> bytes:
+def build_plan(onnx: bytes, precision: str, batches: tuple[int, int, int], timing: Path, progress: Progress = silent,
+               refittable: bool = False) -> bytes:
     """A plan for this process's GPU, for batches from the least to the largest, fastest at the usual one.
 
     timing: a file of kernel timings, read and added to; what was timed once is not timed again. It is good for one
@@ -100,7 +102,7 @@ def build_plan(onnx: bytes, precision: str, batches: tuple[int, int, int], timin
             flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         case _:
             pass  # 11 is strongly typed and has no flag for it
-    if precision in refit.PRECISIONS:
+    if refittable:
         config.set_flag(trt.BuilderFlag.REFIT)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, LOGGER)

@@ -5,7 +5,8 @@ from typing import Any
 from shared.attempt import Attempt, attempt
 from shared.jobs import OptimizeJob, PredictJob
 
-AHEAD = ("optimization.ahead",)  # what a process that waits for a job imports
+# What a job imports, for a process that waits for one: none of it touches a GPU. The last is Keras's, when it exports.
+AHEAD = ("optimization.release", "tf2onnx.convert")
 LIGHT = ("predict",)  # kinds that need little of it
 
 

@@ -112,7 +112,8 @@ def open_all(job: OptimizeJob, ctx: Attempt, source: Source,
         try:
             if variant.startswith("tensorrt-") and ctx.settings.device != "gpu":
                 raise Unfit("not built: TensorRT needs a GPU, and this ran with DEVICE=cpu")
-            build(ctx.root, ctx.job_id, source, variant, batches(ctx.settings), building(ctx, variant))
+            build(ctx.root, ctx.job_id, source, variant, batches(ctx.settings), building(ctx, variant),
+                  ctx.settings.tensorrt_refit == "on")
             session, found = open_session(ctx.root, job.model_id, variant, threads(ctx.settings), ctx.settings.device)
         except (Damaged, Refused, Unfit) as e:
             rows[variant] = new_row(variant, "failed", winner=False, why=str(e))

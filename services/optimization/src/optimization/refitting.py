@@ -1,7 +1,9 @@
 """The engine of a network that was trained again: an earlier one's kernels with the new weights, and nothing is chosen.
 
-Two trainings of a network are the same ONNX graph but for the weights' values. A plan is noted under its graph; the
-next file of that graph takes it, if TensorRT can put every weight in its place, and is checked as a new engine is.
+Asked for by TENSORRT_REFIT, since an engine that can be refitted may fold none of its weights: on an H100 it answers
+about 15 % fewer images a second. Two trainings of a network are the same ONNX graph but for the weights' values. A plan
+is noted under its graph; the next file of that graph takes it, if TensorRT can put every weight in its place, and is
+checked as a new engine is.
 """
 
 import hashlib
@@ -10,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import tensorrt as trt
 from onnx import TensorProto, numpy_helper
 
 from shared.artifacts import read_json, write_json
 from shared.errors import LannerError
 from shared.runtimes.plan import Host, read, slug
-from shared.runtimes.tensorrt import LOGGER
 
 log = logging.getLogger("lanner.optimization")
 WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -46,6 +46,10 @@ def refitted(engines: Path, graph: str, model: bytes, host: Host, batches: tuple
         return None
     if header.batches != batches:
         return None
+    import tensorrt as trt
+
+    from shared.runtimes.tensorrt import LOGGER
+
     engine = trt.Runtime(LOGGER).deserialize_cuda_engine(plan)
     if engine is None or not engine.refittable:
         return None
