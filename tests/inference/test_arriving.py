@@ -3,8 +3,11 @@
 import json
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from flask import Flask
 
 from inference.body import Intake
 from inference.connection import AHEAD
+from inference.v2 import infer as infer_v2
+from shared.settings import Settings
 
 from .conftest import BLUE, GREEN, RED, SIZE, Granian, answer, label, png, request, until
 
@@ -27,6 +32,11 @@ def infer(chosen: np.ndarray) -> bytes:
     head = json.dumps({"inputs": [tensor], "outputs": OUTPUTS}).encode()
     return (f"POST /v2/models/colors/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {len(head)}\r\n"
             f"Content-Length: {len(head) + len(pixels)}\r\n\r\n").encode() + head + pixels
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, request_limit_mib=8)
 
 
 @pytest.fixture
@@ -59,6 +69,30 @@ def test_they_are_answered_in_order_however_they_arrive(connect: Callable[[], so
         assert label(body()) == "green"
     assert granian.seen == []
     assert (intake._free, intake._slots) == at_first
+
+
+def test_two_million_empty_strings_hold_up_nobody(connect: Callable[[], socket.socket],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused by their number; and what is large at all is read beside the loop."""
+    threads = set[str]()
+    parse = infer_v2._parse
+
+    def noted(*args: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return parse(*args)
+
+    monkeypatch.setattr(infer_v2, "_parse", noted)
+    data = bytes(4 * 2**20)
+    for count, said in ((2**20, "batch-size must be <= 256"), (256, "expected 256 strings")):
+        tensor = {"name": "images", "datatype": "BYTES", "shape": [count],
+                  "parameters": {"binary_data_size": len(data)}}
+        head, connection = json.dumps({"inputs": [tensor], "outputs": OUTPUTS}).encode(), connect()
+        connection.sendall(
+            (f"POST /v2/models/colors/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {len(head)}\r\n"
+             f"Content-Length: {len(head) + len(data)}\r\n\r\n").encode() + head + data)
+        status, _, body = answer(connection)
+        assert (status, said in json.loads(body)["error"]) == (400, True)
+    assert not [name for name in threads if name == "front"]
 
 
 def test_one_cut_off_is_told(connect: Callable[[], socket.socket], intake: Intake) -> None:

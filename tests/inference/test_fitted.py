@@ -13,6 +13,7 @@ from shared import artifacts
 from shared.artifacts import read_json, write_json
 from shared.fitted import write_fits
 from shared.runtimes import MAX_BATCH
+from shared.runtimes.onnx import OnnxSession
 
 from .conftest import RED, png, publish_model, until
 
@@ -54,6 +55,18 @@ def test_a_file_that_is_no_json_stops_no_variant(client: FlaskClient, root: Path
     (root / "cards").mkdir(exist_ok=True)
     (root / "cards/m-1.serving.json").write_text("{")
     assert served(client, root)["fitted"] is False
+
+
+@pytest.mark.parametrize(("target_ms", "tried", "taken"), [(0, 64, 256), (0, 32, 32), (9, 64, 64)])
+def test_of_a_session_for_larger_batches_the_target_alone_keeps_them_small(
+        root: Path, monkeypatch: pytest.MonkeyPatch, target_ms: int, tried: int, taken: int) -> None:
+    monkeypatch.setattr(OnnxSession, "batches", (1, 64, 256))
+    publish_model(root, "colors", "m-1")
+    write_fits(root, "m-1", 2, target_ms, {"onnx-fp32": {"device": "cpu", "by_processes": [
+        {"processes": 1, "threads": 2, "batch": tried}]}})
+    memory = Memory(root, Meters(), 2)
+    assert memory.get(("m-1", "onnx-fp32")).batch == taken
+    memory.close()
 
 
 def test_on_another_device_its_batch_does_not_hold(client: FlaskClient, root: Path) -> None:

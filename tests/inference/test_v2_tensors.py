@@ -121,7 +121,8 @@ def test_bf16_is_the_nearest_there_is(value: float) -> None:
               "but only 2 bytes available"),
     (b"\2\0\0\0a", "incomplete string data for inference input 'images' for model 'colors', expecting string of "
                    "length 2 but only 1 bytes available"),
-    (b"\1\0\0\0a", "expected 2 strings for inference input 'images' for model 'colors', got 1")])
+    (b"\1\0\0\0a", "expected 2 strings for inference input 'images' for model 'colors', got 1"),
+    (b"\1\0\0\0a" * 3, "expected 2 strings for inference input 'images' for model 'colors', got more")])
 def test_malformed_strings_are_told_as_triton_tells_them(data: bytes, sentence: str) -> None:
     with pytest.raises(Refused) as refused:
         from_binary(data, "BYTES", [2], WHAT)

@@ -12,6 +12,7 @@ import pytest
 from shared import attempt
 from shared.artifacts import open_artifact
 from shared.attempt import Stopped
+from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.jobs import TrainJob, parse
 from training import auto
@@ -72,6 +73,12 @@ def test_accurate_is_picked_where_it_was_measured_for_many_images_and_time(asked
     fields, why = choose(job(**asked), dataclasses.replace(gpu, **changed))
     assert fields["recipe"] == expected, why
     assert why[0].startswith(f"recipe {expected}")
+
+
+def test_what_is_left_out_does_not_count(tmp_path, write_dataset, new_attempt) -> None:
+    dataset, asked = Dataset(tmp_path, write_dataset(tmp_path, images=240)), job(leave_out=0.5)
+    chosen, _ = auto.decide(asked, dataset, new_attempt(tmp_path, asked), 1, lambda recipe: pytest.fail("measured"), 0)
+    assert (chosen.batch_size, chosen.epochs) == (8, 28)  # 90 images: 300 steps at least, of 11 an epoch
 
 
 def test_what_the_job_gives_itself_is_kept_and_needs_no_reason() -> None:

@@ -15,7 +15,7 @@ from shared.jobs import TrainJob
 from shared.ledger import Ledger
 from training import checkpoints, device, fitting
 from training.jobs import train
-from training.recipes import resolve
+from training.recipes import SMALL, resolve
 
 STEPS_AN_EPOCH = 11  # of 90 training images in batches of 8; then validation looks once
 JOB = TrainJob("m-1", "d-120-32-0", "colours", epochs=2)
@@ -180,3 +180,12 @@ def test_a_recipe_s_words_for_people_are_no_part_of_it(root: Path, new_attempt: 
     training.recipe = dataclasses.replace(training.recipe, known_result="another sentence")
     training.resume()
     assert training.step == 4
+
+
+def test_what_an_older_version_did_not_write_is_as_it_was(tmp_path: Path) -> None:
+    recipe = dataclasses.asdict(SMALL)
+    del recipe["leave_out"]
+    checkpoints.save(tmp_path, 5, {"recipe": recipe, "seed": 0}, {})
+    assert checkpoints.newest_of(tmp_path, dataclasses.replace(SMALL, leave_out=0.5), 0) is None
+    checkpoints.save(tmp_path, 5, {"recipe": recipe, "seed": 0}, {})
+    assert checkpoints.newest_of(tmp_path, SMALL, 0) is not None

@@ -42,6 +42,19 @@ def test_a_share_that_leaves_too_little_is_refused():
         parse("train", {**asked, "leave_out": 0.5, "recipe": "auto", "budget_s": 60})
 
 
+def test_what_can_t_be_is_refused_before_the_proxy_trains(
+        tmp_path: Path, write_dataset: Callable[..., str], new_attempt: NewAttempt,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset_id = write_dataset(tmp_path, images=240)
+    monkeypatch.setattr(selection, "select", lambda *args: pytest.fail("the proxy trains"))
+    for number, (fields, code) in enumerate((({"batch_size": 100}, "bad_batch_size"),
+                                             ({"augmentation": {"rotate": 1}}, "bad_augmentation"))):
+        job = TrainJob(f"m-{number}", dataset_id, "colours", leave_out=0.5, **fields)
+        with pytest.raises(Refused) as refused:
+            train(job, new_attempt(tmp_path, job, f"j-{number}"))
+        assert refused.value.code == code
+
+
 def test_a_job_learns_from_what_is_left_and_a_resumed_one_from_the_same(
         tmp_path: Path, write_dataset: Callable[..., str], new_attempt: NewAttempt,
         monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +76,7 @@ def test_a_job_learns_from_what_is_left_and_a_resumed_one_from_the_same(
     train(job, ctx)
     assert len(seen) == 1  # the proxy was trained once
     whole = Dataset(root, dataset_id)
-    left = selection.Selected(whole, seen[0])
+    left = selection.Selected(whole, seen[0], tmp_path / "selected.npy")
     assert len(left.labels("train")) == (len(whole.labels("train")) + 1) // 2
     np.testing.assert_array_equal(left.images("train"), whole.images("train")[seen[0]])
     np.testing.assert_array_equal(left.labels("validation"), whole.labels("validation"))

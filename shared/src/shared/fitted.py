@@ -20,12 +20,13 @@ log = logging.getLogger("lanner.fitted")
 class Fit:
     """Threads of the runtime in each process, and the most images that run together there.
 
-    device: what computed where this was found.
+    device: what computed where this was found. bounded: a target of latency was kept, which holds for no larger batch.
     """
 
     threads: int
     batch: int
     device: str
+    bounded: bool = False
 
 
 def write_fits(root: Path, model: str, cores: int, target_ms: int, variants: dict[str, dict[str, Any]]) -> None:
@@ -46,7 +47,7 @@ def read_fit(root: Path, model: str, variant: str, cores: int, processes: int = 
             return None
         entry = found["variants"][variant]
         best = {row["processes"]: row for row in entry["by_processes"]}[processes]
-        fit = Fit(int(best["threads"]), int(best["batch"]), str(entry["device"]))
+        fit = Fit(int(best["threads"]), int(best["batch"]), str(entry["device"]), bool(found["target_ms"]))
     except NotFound:
         return None
     except (LannerError, LookupError, TypeError, ValueError) as e:

@@ -209,9 +209,11 @@ class Connection(asyncio.BufferedProtocol):
             self.begin(steps(route, taken))
 
     def _given(self, route: Route, body: memoryview, taken: int) -> Steps[Any]:
-        """The steps of a body that lies in one piece already."""
+        """The steps of a body that lies in one piece already; in a large one there may be much to read."""
         self._intake.give(taken)
-        return route.steps(body)
+        if len(body) > PIECE:
+            yield None
+        return (yield from route.steps(body))
 
     def _joined(self, route: Route, parts: list[bytes], taken: int) -> Steps[Any]:
         """The steps of a body in parts, which count as taken until a thread has them."""

@@ -170,8 +170,9 @@ class Memory:
             session.close()
             raise
         fitted = fit is not None and fit.device == session.device
-        most = session.batches[-1]  # also where the largest batch that was tried serves best
-        batch = fit.batch if fit and fitted and fit.batch < MAX_BATCH else most
+        batch = session.batches[-1]
+        if fit and fitted and (fit.bounded or fit.batch < MAX_BATCH):  # else the largest that was tried served most
+            batch = min(fit.batch, batch)
         predictor = Predictor(session, self._meters, f"{model} {variant}", batch, self._inline_s(session))
         size = sum(entry["size"] for entry in manifest["files"].values())
         return Loaded(model, variant, digest, spec, session.device, predictor, size, threads, batch, fitted)

@@ -13,7 +13,7 @@ import tensorrt as trt
 from optimization import refitting
 from shared import gpu
 from shared.artifacts import locked, sha256, write_bytes
-from shared.errors import Damaged
+from shared.errors import Damaged, LannerError
 from shared.runtimes import Session
 from shared.runtimes.plan import Header, Host, Unfit, here, path_of, read, save, slug
 from shared.runtimes.tensorrt import LOGGER, TensorRTSession
@@ -37,17 +37,17 @@ def ensure(engines: Path, onnx: Path, precision: str, batches: tuple[int, int, i
         Unfit: there is no TensorRT or no GPU here.
         Damaged: the engine can't be built, or `check` refuses its Session; what stood before stands still.
     """
-    host, digest = here(), sha256(onnx)
+    host, digest, refit = here(), sha256(onnx), refit and precision in refitting.PRECISIONS
     path = path_of(engines, onnx, host)
     try:
         header, _ = read(path, host, digest)
-        if header.batches == batches:
+        if (header.batches, header.refit) == (batches, refit):
             return path, header
     except (Unfit, Damaged):
         pass
 
     def stand(plan: bytes) -> tuple[Path, Header]:
-        header = Header(digest, precision, host, next((g.driver for g in gpu.find()), ""), batches)
+        header = Header(digest, precision, host, next((g.driver for g in gpu.find()), ""), batches, refit)
         fresh = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
         try:
             save(fresh, header, plan)
@@ -59,13 +59,13 @@ def ensure(engines: Path, onnx: Path, precision: str, batches: tuple[int, int, i
         return path, header
 
     model = onnx.read_bytes()
-    graph = refitting.graph_of(model) if refit and precision in refitting.PRECISIONS else ""
+    graph = refitting.graph_of(model) if refit else ""
     if graph and (plan := refitting.refitted(engines, graph, model, host, batches)):
         try:
             return stand(plan)
-        except Damaged as e:
+        except LannerError as e:
             log.warning("the refitted engine is refused and built anew: %s", e)
-    built = stand(build_plan(model, precision, batches, timing_cache(engines, host), progress, bool(graph)))
+    built = stand(build_plan(model, precision, batches, timing_cache(engines, host), progress, refit))
     if graph:
         refitting.note(engines, graph, path, host)
     return built

@@ -46,6 +46,14 @@ def refitted(engines: Path, graph: str, model: bytes, host: Host, batches: tuple
         return None
     if header.batches != batches:
         return None
+    try:
+        return _with_weights(plan, model)
+    except Exception:  # TensorRT raises what it likes; what can't be refitted is built
+        log.warning("an earlier engine of this graph can't be refitted", exc_info=True)
+        return None
+
+
+def _with_weights(plan: bytes, model: bytes) -> bytes | None:
     import tensorrt as trt
 
     from shared.runtimes.tensorrt import LOGGER

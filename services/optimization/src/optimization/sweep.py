@@ -30,7 +30,7 @@ LEAST_RUNS = 3  # of a slice
 PICTURES = 64
 MOST_PROCESSES = 8
 PATIENCE_S = 60.0  # for a process to start, or to measure a slice
-NEAR = 0.05  # rates within 5 % of the best count as equal: then fewer processes, fewer threads, smaller batches
+NEAR = 0.05  # rates within 5 % of the best count as equal: then fewer processes, fewer threads, and `choose`'s batch
 Rate = tuple[float, list[float]]  # images/s; seconds of each image
 
 

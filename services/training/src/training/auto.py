@@ -20,7 +20,7 @@ from shared.intervals import wilson
 from shared.jobs import TrainJob
 from training import device
 from training.fitting import Training
-from training.recipes import RECIPES, Recipe, resolve
+from training.recipes import RECIPES, Recipe, kept, resolve
 
 # `accurate` was measured on one GPU, at so many pixels a side, where it took 6.5 GiB beside the images.
 RUN_AT, ROOM = 32, 12 << 30
@@ -184,7 +184,7 @@ def decide(job: TrainJob, dataset: Dataset, ctx: Attempt, replicas: int, begin: 
         decision = read_json(path)
         return dataclasses.replace(job, **decision["fields"]), tuple(decision["why"])
     began = time.monotonic()
-    counts = np.bincount(dataset.labels("train"), minlength=len(dataset.spec.labels))
+    counts = kept(np.bincount(dataset.labels("train"), minlength=len(dataset.spec.labels)), job.leave_out)
     facts = Facts(tuple(counts.tolist()), len(dataset.labels("validation")), dataset.spec.size, ctx.settings.device,
                   replicas, device.memory_bytes(ctx.settings) if ctx.settings.device == "gpu" else 0)
     fields, why = choose(job, facts)

@@ -64,8 +64,12 @@ def newest_of(work: Path, recipe: Recipe, seed: int) -> tuple[State, Arrays] | N
 
 
 def _trained(recipe: Any) -> Any:
-    """A recipe as JSON without its words for people."""
-    return {key: value for key, value in recipe.items() if key not in WORDS} if isinstance(recipe, dict) else recipe
+    """A recipe as JSON without its words for people; what an older version did not write is as it was before."""
+    if not isinstance(recipe, dict):
+        return recipe
+    since = {field.name: field.default for field in dataclasses.fields(Recipe)
+             if field.default is not dataclasses.MISSING and field.name not in recipe}
+    return {key: value for key, value in (since | recipe).items() if key not in WORDS}
 
 
 def newest(work: Path) -> tuple[State, Arrays] | None:

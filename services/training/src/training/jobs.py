@@ -4,11 +4,13 @@ import dataclasses
 import time
 from typing import Any
 
+import numpy as np
+
 from shared.attempt import Attempt, attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.jobs import TrainJob, TuneJob
-from training import compiled
+from training import compiled, recipes
 from training.recipes import Recipe, resolve
 
 # What a training imports, for a process that waits for one: none of it touches a GPU.
@@ -36,7 +38,7 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     began = time.monotonic()
     # Imported here, under the run lock, unless a process has waited with it: TensorFlow takes seconds, on a cold disk
     # more than the keeper waits for an attempt to begin; and a worker that has touched it can't fork.
-    from training import auto, device, fitting, publishing, selection
+    from training import augmentation, auto, device, fitting, publishing, selection
     from training.speedrun.fitting import Speedrun
 
     dataset, replicas = _opened(job, ctx)
@@ -48,11 +50,14 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     chosen: tuple[str, ...] = ()
     if job.recipe == "auto":
         job, chosen = auto.decide(job, dataset, ctx, replicas, ordinary, time.monotonic() - began)
+    counts = recipes.kept(np.bincount(dataset.labels("train")), job.leave_out)
+    recipe = dataclasses.replace(resolve(job, int(counts.sum()), replicas), chosen=chosen)
     if job.leave_out:
+        if recipe.network != "speedrun":
+            augmentation.check(recipe.augmentation, dataset.spec.size)  # now, and not when the proxy has trained
         whole = dataset
         dataset = selection.select(whole, job, ctx, replicas, lambda recipe, of_proxy: fitting.begin(
             whole, recipe, job.seed, of_proxy))
-    recipe = dataclasses.replace(resolve(job, len(dataset.labels("train")), replicas), chosen=chosen)
     training: publishing.Trained
     match recipe.network:
         case "speedrun":

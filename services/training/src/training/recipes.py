@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from shared.errors import Refused
 from shared.jobs import TrainJob
 
@@ -174,6 +176,11 @@ def resolve(job: TrainJob, images: int, replicas: int = 1) -> Recipe:
         augmentation=job.augmentation or recipe.augmentation,
         early_stopping=job.early_stopping or recipe.early_stopping,
         class_weights=job.class_weights or recipe.class_weights, leave_out=job.leave_out)
+
+
+def kept(counts: np.ndarray, leave_out: float) -> np.ndarray:
+    """Images of each class that a training learns from, int [K], of those that there are."""
+    return counts - (leave_out * counts).astype(int)
 
 
 def learning_rate(recipe: Recipe, step: int, of: int) -> float:

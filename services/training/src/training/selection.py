@@ -7,7 +7,7 @@ one little either. Least sure is where the entropy of its answer is highest; eac
 import io
 import shutil
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,22 +17,33 @@ from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.jobs import TrainJob
 from training.fitting import Training
-from training.recipes import Recipe, resolve
+from training.recipes import Recipe, kept, resolve
 
 PROXY = "small"  # its recipe
+PIECE = 4096  # images that are copied at once
 FILE = "selection.npy"  # in ctx.work: rows of the training images, so that a resumed training learns from the same ones
 
 
 class Selected(Dataset):
     """A Dataset with some of its training images alone; the other splits are whole."""
 
-    def __init__(self, whole: Dataset, rows: np.ndarray):
-        """rows: int [N], those of the training split."""
+    def __init__(self, whole: Dataset, rows: np.ndarray, copy: Path):
+        """rows: int [N], those of the training split; copy: a file of their images, written where it is not there."""
         self.__dict__.update(whole.__dict__)
-        self._images, self._labels = whole.images("train")[rows], whole.labels("train")[rows]
+        self._labels, self._copy = whole.labels("train")[rows], copy
+        if not copy.exists():
+            images, partly = whole.images("train"), copy.with_name(f".{copy.name}")
+            written = np.lib.format.open_memmap(partly, "w+", images.dtype, (len(rows), *images.shape[1:]))
+            for at in range(0, len(rows), PIECE):
+                written[at:at + PIECE] = images[rows[at:at + PIECE]]
+            written.flush()
+            partly.rename(copy)
 
     def images(self, split: str) -> np.ndarray:
-        return self._images if split == "train" else super().images(split)
+        if split != "train":
+            return super().images(split)
+        array: np.ndarray = np.load(self._copy, mmap_mode="r", allow_pickle=False)
+        return array
 
     def labels(self, split: str) -> np.ndarray:
         return self._labels if split == "train" else super().labels(split)
@@ -64,13 +75,14 @@ def select(dataset: Dataset, job: TrainJob, ctx: Attempt, replicas: int,
         recipe = resolve(TrainJob("m-0", dataset.id, job.name, PROXY), len(labels), replicas)
         training = begin(recipe, proxy)
         training.fit()
+        training.save()  # should this be stopped now
         rows = least_sure(training.predict(dataset.images("train"), ctx.check), labels, job.leave_out)
         packed = io.BytesIO()
         np.save(packed, rows)
         write_bytes(path, packed.getvalue())
         shutil.rmtree(proxy.work, ignore_errors=True)
         keras.backend.clear_session()
-    return Selected(dataset, np.load(path, allow_pickle=False))
+    return Selected(dataset, np.load(path, allow_pickle=False), ctx.work / "selected.npy")
 
 
 def least_sure(answers: np.ndarray, labels: np.ndarray, leave_out: float) -> np.ndarray:
@@ -79,8 +91,8 @@ def least_sure(answers: np.ndarray, labels: np.ndarray, leave_out: float) -> np.
     answers: float [N, K] probabilities; labels: int [N].
     """
     entropy = -(answers * np.log(np.maximum(answers, 1e-12))).sum(1)
-    kept: list[Any] = []
+    chosen: list[np.ndarray] = []
     for k in np.unique(labels):
         rows = np.flatnonzero(labels == k)
-        kept.append(rows[np.argsort(entropy[rows], kind="stable")][int(leave_out * len(rows)):])
-    return np.sort(np.concatenate(kept))
+        chosen.append(rows[np.argsort(entropy[rows], kind="stable")][-kept(np.array(len(rows)), leave_out):])
+    return np.sort(np.concatenate(chosen))

@@ -34,13 +34,16 @@ class Host:
 
 @dataclass(frozen=True)
 class Header:
-    """batches: the least, the usual and the largest of the profile; driver: NVIDIA's, told and not compared."""
+    """batches: the least, the usual and the largest of the profile; driver: NVIDIA's, told and not compared; refit:
+    whether it can be refitted.
+    """
 
     onnx_sha256: str
     precision: str
     host: Host
     driver: str
     batches: tuple[int, int, int]
+    refit: bool = False
 
 
 def here() -> Host:

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 
 from inference.codec import HEAD, MAX_IMAGES, decode_all, weight
-from inference.v2.messages import INPUT, OUTPUT, InferRequest, Object, Output, Tensor
+from inference.v2.messages import INPUT, OUTPUT, InferRequest, Object, Output, Tensor, too_many
 from inference.v2.tensors import from_binary, to_binary, to_json
 from shared.errors import Refused
 
@@ -24,7 +24,7 @@ def to_images(model: str, tensor: Tensor, size: int) -> np.ndarray:
     if tensor.raw:
         return from_binary(array.tobytes(), "UINT8", (1, size, size, 3), f"input '{INPUT}' for model '{model}'")
     if array.ndim and len(array) > MAX_IMAGES:
-        raise Refused(f"inference request batch-size must be <= {MAX_IMAGES} for '{model}'", "too_many_images")
+        raise too_many(model)
     if tensor.datatype == "BYTES":
         if array.ndim not in (1, 2) or array.shape[1:] not in ((), (1,)):
             raise Refused(f"unexpected shape for input '{INPUT}' for model '{model}'. Expected [-1], got "

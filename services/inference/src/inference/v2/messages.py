@@ -1,5 +1,6 @@
 """An infer request as it came: the JSON part, then the bytes of the inputs that say so."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from inference.codec import MAX_IMAGES
 from inference.v2.tensors import DATATYPES, from_binary, from_json
 from shared.errors import Refused
 
@@ -122,6 +124,10 @@ def raw(body: bytes | memoryview) -> InferRequest:
     return InferRequest(Tensor(np.frombuffer(body, np.uint8), "UINT8", raw=True), (Output(True),))
 
 
+def too_many(model: str) -> Refused:
+    return Refused(f"inference request batch-size must be <= {MAX_IMAGES} for '{model}'", "too_many_images")
+
+
 def field(holder: Object, key: str, kind: type, *default: Any) -> Any:
     """holder[key], of this type; the default where it is absent, if there is one. Raises Refused."""
     value = holder.get(key)
@@ -169,6 +175,8 @@ def _tensor(model: str, told: _Input, blobs: memoryview, read_region: ReadRegion
                       f"model '{model}'", "malformed")
     if len(blobs) > told.size:
         raise Refused(f"unexpected additional input data for model '{model}'", "malformed")
+    if told.datatype == "BYTES" and math.prod(told.shape) > MAX_IMAGES:  # before each of them is looked at
+        raise too_many(model)
     match told.source:
         case "data":
             return Tensor(from_json(told.entry["data"], told.datatype, told.shape, what), told.datatype, json=True)

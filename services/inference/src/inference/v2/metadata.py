@@ -26,7 +26,7 @@ def config(model: str, found: Found) -> Object:
         "version_policy": {"all": {}},
         "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": [size, size, 3]}],
         "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [len(labels)]}],
-        "dynamic_batching": {"preferred_batch_size": [found.batch], "max_queue_delay_microseconds": 0},
+        "dynamic_batching": {"preferred_batch_size": [min(found.batch, MAX_IMAGES)], "max_queue_delay_microseconds": 0},
         "parameters": {"variant": {"string_value": found.variant}, "labels": {"string_value": json.dumps(labels)}}}
     match found.device:
         case "":  # not in memory, so nothing computes it

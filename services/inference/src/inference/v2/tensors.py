@@ -113,8 +113,10 @@ def _texts(data: list[Any]) -> np.ndarray:
 
 
 def _strings(data: memoryview, shape: Sequence[int], what: str) -> np.ndarray:
-    found, at = [], 0
+    found, at, expected = [], 0, math.prod(shape)
     while at < len(data):
+        if len(found) == expected:
+            raise Refused(f"expected {expected} strings for inference {what}, got more", "malformed")
         if len(data) - at < 4:
             raise Refused(f"incomplete string length indicator for inference {what}, expecting 4 bytes but only "
                           f"{len(data) - at} bytes available", "malformed")
@@ -125,8 +127,8 @@ def _strings(data: memoryview, shape: Sequence[int], what: str) -> np.ndarray:
                           f"{len(data) - at} bytes available", "malformed")
         found.append(bytes(data[at:at + length]))
         at += length
-    if len(found) != math.prod(shape):
-        raise Refused(f"expected {math.prod(shape)} strings for inference {what}, got {len(found)}", "malformed")
+    if len(found) != expected:
+        raise Refused(f"expected {expected} strings for inference {what}, got {len(found)}", "malformed")
     return _objects(found).reshape(shape)
 
 
