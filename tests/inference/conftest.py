@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from inference.app import create_app
+from inference.body import Intake
 from inference.front import Front
 from shared import artifacts
 from shared.runtimes.onnx import OnnxSession
@@ -262,6 +263,12 @@ def connect(front: Front) -> Iterator[Callable[[], socket.socket]]:
     yield connect
     for connection in made:
         connection.close()
+
+
+@pytest.fixture
+def intake(app: Flask) -> Intake:
+    found: Intake = app.extensions["lanner"].intake
+    return found
 
 
 class Held:

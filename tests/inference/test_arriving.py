@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flask import Flask
 
 from inference.body import Intake
 from inference.connection import AHEAD
@@ -37,12 +36,6 @@ def infer(chosen: np.ndarray) -> bytes:
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return replace(settings, request_limit_mib=8)
-
-
-@pytest.fixture
-def intake(app: Flask) -> Intake:
-    found: Intake = app.extensions["lanner"].intake
-    return found
 
 
 @pytest.mark.parametrize("seed", range(4))

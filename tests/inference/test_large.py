@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from flask import Flask
 
 from inference.body import PIECE, Intake
 from shared.settings import Settings
@@ -23,12 +22,6 @@ EXPECTS = "\r\nExpect: 100-continue"
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return replace(settings, request_limit_mib=4)
-
-
-@pytest.fixture
-def intake(app: Flask) -> Intake:
-    found: Intake = app.extensions["lanner"].intake
-    return found
 
 
 def free(intake: Intake) -> tuple[int, int]:
