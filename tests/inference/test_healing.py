@@ -16,6 +16,7 @@ from inference.loaded import LoadedModels
 from shared import artifacts
 from shared.jobs import OptimizeJob
 from shared.ledger import Ledger
+from shared.queue import queue_of
 from shared.settings import Settings
 
 from .conftest import RED, png, publish_model, until
@@ -104,3 +105,15 @@ def test_a_rebuild_is_as_the_last_optimization_was_and_one_at_a_time(app: Flask)
     assert ledger.request(job_id).job == OptimizeJob("m-1", "colors", variants=("tensorrt-fp16",), budget=2.5)
     assert queue_rebuild(ledger, "colors", "m-1", "production") == job_id
     assert queue_rebuild(ledger, "colors", "m-2", "production") not in ("j-old", job_id)
+    ledger.end(job_id, "failed")
+    assert queue_rebuild(ledger, "colors", "m-1", "production") not in ("j-old", job_id)
+
+
+def test_of_processes_that_ask_at_one_time_all_mean_one_job(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger: Ledger = app.extensions["lanner"].ledger
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "ids", lambda: [])  # as each saw it
+        jobs = {queue_rebuild(ledger, "colors", "m-1", "production") for _ in range(3)}
+    assert len(jobs) == 1
+    assert jobs == set(ledger.ids())
+    assert ledger.redis.llen(queue_of("optimization", ledger.redis).key) == 1

@@ -8,6 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from optimization import refitting
 from optimization.engine import ensure
 from shared.artifacts import sha256
 from shared.errors import Damaged
-from shared.runtimes import TOLERANCE, compare_golden, run_in_chunks
+from shared.runtimes import TOLERANCE, compare_golden, cuda, run_in_chunks
 from shared.runtimes.onnx import OnnxSession
 from shared.runtimes.plan import Unfit, here, path_of, read, save
-from shared.runtimes.tensorrt import TensorRTSession, buckets_up_to
+from shared.runtimes.tensorrt import ROOM, TensorRTSession, buckets_up_to
 
 
 def pixels(session: Any, count: int) -> np.ndarray:
@@ -54,6 +55,37 @@ def batches_of_every_size_answer_as_single_images_do(folder: Path, onnx: Path, p
         got = session.run(images[:count])
         assert np.abs(got - whole[:count]).max() <= TOLERANCE[precision], count
     assert np.array_equal(session.run(images[:64:2, :, ::-1]), session.run(images[:64:2, :, ::-1].copy()))
+
+
+def two_batches_under_way_answer_as_one_after_the_other(folder: Path, onnx: Path, plan: Path, precision: str,
+                                                         session: Any) -> None:
+    """From plain and page-locked memory in turns; what was lent is lent again once nothing refers to it."""
+    images, rng = pixels(session, 1200), np.random.default_rng(5)
+    expected = session.run(images[:600]), session.run(images[600:])
+    size, addresses = images[0].nbytes, set[int]()
+    for _ in range(30):
+        begun = []
+        for half in (images[:600], images[600:]):
+            cuts = [0, *sorted(rng.integers(1, 600, 4).tolist()), 600]
+            parts = [half[start:stop] for start, stop in pairwise(cuts) if start < stop]
+            for number in range(0, len(parts), 2):
+                lent = np.frombuffer(session.room(7 + parts[number].nbytes)[7:], np.uint8).reshape(parts[number].shape)
+                lent[:] = parts[number]
+                parts[number] = lent
+                addresses.add(lent.ctypes.data)
+            begun.append(session.begin(parts))
+        while not begun[1].is_over():
+            pass
+        for one, scores in zip(begun, expected, strict=True):
+            assert np.abs(one.scores() - scores).max() <= TOLERANCE[precision]
+        del begun, parts, lent
+    assert len(addresses) < 30, len(addresses)
+    assert all(cuda.is_pinned(address) for address in addresses)
+    held = [session.room(ROOM >> 2) for _ in range(4)]
+    plain = np.frombuffer(held[-1], np.uint8)[:300 * size].reshape(300, *images.shape[1:])
+    assert not cuda.is_pinned(plain.ctypes.data)  # others have a part
+    plain[:] = images[:300]
+    assert np.abs(session.run(plain) - expected[0][:300]).max() <= TOLERANCE[precision]
 
 
 def refusal(error: type[Exception], call: Callable[[], object]) -> str:
@@ -143,5 +175,6 @@ def a_refitted_engine_answers_as_its_own_onnx_file_does(folder: Path, onnx: Path
 
 
 CHECKS = [answers_as_its_onnx_file_does, batches_of_every_size_answer_as_single_images_do,
+          two_batches_under_way_answer_as_one_after_the_other,
           a_plan_for_another_gpu_or_version_or_file_is_refused, a_truncated_or_changed_plan_is_refused,
           an_engine_that_fails_its_golden_batch_never_stands, a_refitted_engine_answers_as_its_own_onnx_file_does]

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.gpu,
               pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")]
 VARIANTS = ("tensorrt-fp32", "tensorrt-fp16", "tensorrt-int8")
 CHECKS = ("answers_as_its_onnx_file_does", "batches_of_every_size_answer_as_single_images_do",
+          "two_batches_under_way_answer_as_one_after_the_other",
           "a_plan_for_another_gpu_or_version_or_file_is_refused", "a_truncated_or_changed_plan_is_refused",
           "an_engine_that_fails_its_golden_batch_never_stands",
           "a_refitted_engine_answers_as_its_own_onnx_file_does")

@@ -25,7 +25,7 @@ def test_values_are_read_as_their_type():
                                            ({"SERVING_P99_MS": "-1"}, "expected 0 or more"),
                                            ({"QUEUE_MS": "-1"}, "expected 0 or more"),
                                            ({"LOADED_MIB": "-1"}, "expected 0 or more"),
-                                           ({"HTTP_PROCESSES": "2"}, "one process owns the GPU"),
+                                           ({"HTTP_PROCESSES": "257"}, "1 to 256"),
                                            ({"DEVICE": "cpu", "HTTP_PROCESSES": "0"}, "1 to 256"),
                                            ({"SHADOW_SHARE": "1.5"}, "expected 0 to 1"),
                                            ({"ENGINE_BATCHES": "1,64"}, "expected three numbers"),

@@ -5,13 +5,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from inference import errors, heads, reply
+from inference.batch import Answer
 from inference.body import PIECE, cut_off, stalled
 from inference.fast import Route
 from inference.pipe import LINGER_S, Pipe, first
-from inference.predictor import Answer, NotInTime
+from inference.predictor import NotInTime
 from inference.reply import Headers
 from inference.steps import LOAD, Ask, Load, Steps
 
@@ -112,6 +111,7 @@ class Connection(asyncio.BufferedProtocol):
         """The client is gone: what waits for its turn is not run."""
         self._front.open.discard(self)
         self._intake.give(self._leave())
+        self._drop_body()
         if self.leaving is not None:
             self.leaving()
         if self._answer is not None:
@@ -146,7 +146,7 @@ class Connection(asyncio.BufferedProtocol):
         """Begin the next request, if it is whole."""
         if self._route is not None and self._body is not None:
             if self._got >= self._need:
-                body, self._body = self._body, None
+                body = self._drop_body()
                 self._got = self._need = 0
                 self._begin_large(self._route, lambda route, taken: self._given(route, body, taken))
             return
@@ -248,9 +248,10 @@ class Connection(asyncio.BufferedProtocol):
         if heads.expects(head):
             self._transport.write(reply.CONTINUE)
         assert self._route is not None
-        if self._route.is_tensor and AHEAD < self._route.size <= ONE_BUFFER:
-            self._body, parts = memoryview(np.empty(self._route.size, np.uint8)), self._parts
+        if self._route.room is not None and AHEAD < self._route.size <= ONE_BUFFER:
+            self._body, parts = self._route.room(), self._parts
             self._body[:self._got - self._body_at], self._parts = parts[0][self._body_at:], []
+            self._front.arriving += 1
 
     def _has_room(self) -> bool:
         """Whether what has come of a body may be kept; if not its client has been told so."""
@@ -264,6 +265,12 @@ class Connection(asyncio.BufferedProtocol):
                 return False
             self._taken += more
         return True
+
+    def _drop_body(self) -> memoryview | None:
+        """That of a tensor, which is not on its way any more."""
+        body, self._body = self._body, None
+        self._front.arriving -= body is not None
+        return body
 
     def _turn_away(self, error: Exception) -> None:
         """What comes of the body yet is not read."""
@@ -334,7 +341,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _end_after_answer(self) -> None:
         """Of a client that may still send the body: closed at once, that would wipe out the answer at its end."""
-        self._refused, self._parts, self._body = True, [], None
+        self._refused, self._parts = True, []
+        self._drop_body()
         self._intake.give(self._leave())
         self._transport.write_eof()
         self._front.loop.call_later(LINGER_S, self._transport.close)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from flask import Flask
 
 from inference import errors, predict
@@ -29,6 +30,7 @@ LENGTH = re.compile("[1-9][0-9]{0,11}")
 UNUSUAL = frozenset(("HTTP_CONTENT_ENCODING", "HTTP_TRANSFER_ENCODING", "HTTP_SEC_FETCH_SITE", "HTTP_ORIGIN"))
 JSON, BINARY = "application/json", "application/octet-stream"
 IS_JSON: Headers = [("Content-Type", JSON)]
+ALIGNED = 64  # bytes: a processor's line
 Start = Callable[[str, Headers], Any]
 
 
@@ -36,9 +38,9 @@ Start = Callable[[str, Headers], Any]
 class Route:
     """What answers a request. size: of its body. steps: what the body goes through, to the answer and its headers.
 
-    is_full: whether any request would be turned away now, whatever its body. is_tensor: the body is JSON and then
-    bytes, for which any buffer will do. name, asked: of one image's prediction,
-    None where the request is another. ends: the connection does, behind the answer.
+    is_full: whether any request would be turned away now, whatever its body. room: where the body had best be read to,
+    JSON with the bytes of a tensor behind it. name, asked: of one image's prediction, None where the request is
+    another. ends: the connection does, behind the answer.
     """
 
     size: int
@@ -46,7 +48,7 @@ class Route:
     rule: str
     steps: Callable[[bytes | memoryview], Steps[tuple[bytes, Headers]]]
     is_full: Callable[[], bool] = lambda: False
-    is_tensor: bool = False
+    room: Callable[[], memoryview] | None = None
     name: str = ""
     asked: "Asked | None" = None
     ends: bool = False
@@ -101,7 +103,7 @@ class FastPath:
             header = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
             return Route(size, path, infer.RULE if version is None else infer.VERSION_RULE,
                          partial(self._infer, found[1], version, header, environ.get("HTTP_ACCEPT_ENCODING", ""),
-                                 trace), is_tensor=header is not None)
+                                 trace), room=partial(self._room, found[1], size, header) if header else None)
         return None
 
     def _size(self, environ: Mapping[str, Any]) -> int:
@@ -117,6 +119,14 @@ class FastPath:
             return False
         self.api.statistics.refused((model_called(name, asked.alias), served.version))
         return True
+
+    def _room(self, model: str, size: int, header: str) -> memoryview:
+        """For a whole body; the tensor lies at a multiple of ALIGNED."""
+        before = -int(header) % ALIGNED if header.isdecimal() and len(header) < 10 else 0
+        served = self.api.loaded.pointed(*infer.place(model))
+        whole = before + size
+        found = served.loaded.predictor.room(whole) if served else np.empty(whole, np.uint8).data
+        return found[before:]
 
     def _predict(self, name: str, asked: Asked, traceparent: str,
                  body: bytes | memoryview) -> Steps[tuple[bytes, Headers]]:

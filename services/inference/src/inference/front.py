@@ -24,18 +24,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from inference import closing
+from inference.batch import Answer
 from inference.body import STALL_S
 from inference.connection import Connection
 from inference.fast import FastPath, Route
 from inference.heads import ends, environ_of
 from inference.lane import Lane
 from inference.pipe import Pipe
-from inference.predictor import BUSY, SMOOTH, Answer, Predictor
+from inference.predictor import BUSY, SMOOTH, Predictor
 from inference.steps import Ask, Steps
 from shared.errors import Unavailable
 
 log = logging.getLogger("lanner.front")
-SCRATCH = 256 << 10  # bytes
+SCRATCH = 32 << 10  # bytes
 CACHED = 2048  # bytes of a head that is kept: a client sends the same again and again
 LOOK_S = 1.0  # how often stalled requests are looked for
 SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
@@ -71,6 +72,8 @@ class Front:
         self._asked: dict[Answer, Waits] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}  # by Name and alias that there have been
         self._to_run: list[Predictor] = []
+        self._looked_at: list[Predictor] = []  # of which something is under way
+        self.arriving = 0  # bodies of which a part has come, and is read straight to where it stays
         self._done: deque[Answer] = deque()
         self._called = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,7 +104,7 @@ class Front:
         answer = ask.predictor.submit(ask.images, self.told, ask.deadline, ask.priority, ask.queue_s)
         self._asked[answer] = who
         if not ask.predictor.is_quick:  # a turn under overload may take longer than what waits: nothing idles meanwhile
-            ask.predictor.go()
+            self._go(ask.predictor)
         elif ask.predictor not in self._to_run:
             if not self._to_run:
                 self.loop.call_soon(self._run)
@@ -117,7 +120,7 @@ class Front:
         self._asked[answer] = who
         self._called = True  # it is, below
         try:
-            ask.predictor.go()
+            self._go(ask.predictor)
         except BaseException:
             self.give_up(answer)
             raise
@@ -183,6 +186,8 @@ class Front:
 
     def _serve(self) -> None:
         self.loop.run_forever()
+        while any(self._is_under_way(predictor) for predictor in self._looked_at):  # their clients are gone
+            pass
         with suppress(asyncio.CancelledError):
             self.loop.run_until_complete(self._listening)
         self._decoding.shutdown()
@@ -214,8 +219,29 @@ class Front:
         predictors, self._to_run = self._to_run, []
         self._called = True  # it is, below
         for predictor in predictors:
-            predictor.go()
+            self._go(predictor)
         self._deliver()
+
+    def _go(self, predictor: Predictor) -> None:
+        if predictor.go(ahead=self.arriving > 0) and predictor not in self._looked_at:
+            if not self._looked_at:
+                self.loop.call_soon(self._look_at)
+            self._looked_at.append(predictor)
+
+    def _look_at(self) -> None:
+        """Once a turn of the loop, as long as something is under way."""
+        self._called = True  # it is, below
+        self._looked_at = [predictor for predictor in self._looked_at if self._is_under_way(predictor)]
+        if self._looked_at:
+            self.loop.call_soon(self._look_at)
+        self._deliver()
+
+    def _is_under_way(self, predictor: Predictor) -> bool:
+        try:
+            return predictor.look()
+        except Exception:  # of one Predictor: the others are looked at all the same
+            log.exception("what ran could not be passed on")
+            return False
 
     def _deliver(self) -> None:
         self._called = False

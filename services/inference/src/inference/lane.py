@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inference.batch import Answer
 from inference.codec import JPEG, JPEG_PIXELS, top, weight
 from inference.fast import IS_JSON, Route
 from inference.loaded import Served
 from inference.predict import RULE, render
-from inference.predictor import SMOOTH, Answer, Closed, NotInTime
+from inference.predictor import SMOOTH, Closed, NotInTime
 from inference.scores import DEADLINE_S, LIGHT, late, model_called
 from inference.steps import Ask
 from shared.errors import Refused, Unavailable

@@ -2,28 +2,30 @@
 
 While it is idle a request runs at once, in its own thread: no other one need wake up. What piles up meanwhile runs
 together, in the thread of the first that waits. Nothing ever waits for company: a delay would cost latency when idle,
-and when busy the batch grows by itself.
+and when busy the batch grows by itself. Where a Session can have more than one batch under way, the next one is begun
+while the last one runs, by a thread that has other work meanwhile: `go` and `look`.
 """
 
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 
+from inference.batch import Answer, Batch, Run
 from inference.metrics import Meters
 from shared.errors import Unavailable
-from shared.runtimes import Session
+from shared.runtimes import Over, Session
 
 MAX_WAITING = 4096  # images
 BUSY = "too many images wait already: send fewer at a time, or later"
 LAST = 1 << 63  # the priority of what has none
 INLINE_S = 0.001  # a run that is over so soon is run by whoever asks
+LOOKED_AT_S = 0.005  # one that is over so soon is looked at again and again; for a longer one a thread waits
 SMOOTH = 0.1  # the weight of the latest run in what a run takes and has
 
 
@@ -33,38 +35,6 @@ class Closed(Exception):
 
 class NotInTime(Exception):
     """The deadline passed first."""
-
-
-@dataclass
-class Run:
-    """One batch: (images, ns) of each piece that the Session ran. `counted` by whoever adds it up first."""
-
-    pieces: list[tuple[int, int]]
-    counted: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Answer:
-    """Images that were asked about; once `done`, their scores, float32 [N, classes], how long they waited, and where.
-
-    since: when the request began to wait; also: when others did, whose images these are as well.
-    turn: held until it is done, or until its thread shall run what waits (`leads`). None where no thread waits for it.
-    told: called instead, when it is done, or is `gone` because its deadline passed.
-    """
-
-    images: np.ndarray
-    deadline: float = float("inf")
-    since: float = field(default_factory=time.monotonic)
-    also: Sequence[float] = ()
-    scores: np.ndarray | None = None
-    error: Exception | None = None
-    run: Run | None = None
-    waited_ns: int = 0
-    done: bool = False
-    leads: bool = False
-    gone: bool = False
-    turn: Any = None
-    told: "Callable[[Answer], None] | None" = None
 
 
 class Predictor:
@@ -81,6 +51,7 @@ class Predictor:
         self._busy = self._closed = self._over = False
         self._count, self._run_s, self._run_images, self._inline_s = 0, 0.0, 1.0, inline_s
         self._owner: SimpleQueue[bool] | None = None  # of its thread: whether it leads now, or may end
+        self._under_way: deque[Batch] = deque()  # begun by `go`, whose thread alone changes it
         self._numbers = itertools.count()
         self.ended = threading.Event()  # the Session is closed
         self.ran_at = -float("inf")  # when the last run ended, of time.monotonic()
@@ -133,23 +104,43 @@ class Predictor:
             heappush(self._waiting, (priority, next(self._numbers), mine))
         return mine
 
-    def go(self) -> None:
-        """Run what was submitted: here, if that is soon over, else in a thread of the Predictor."""
+    def go(self, ahead: bool = False) -> bool:
+        """Run what was submitted: here, if that is soon over, else in a thread of the Predictor.
+
+        ahead: who calls has other work meanwhile. Returns whether something is under way, for which it calls `look`.
+        """
         with self._lock:
             self._drop()
-            begins = not self._busy and bool(self._waiting)
+            follows = 0 < len(self._under_way) < self._session.ahead
+            begins = bool(self._waiting) and (follows or not self._busy)
             over = self._closed and not self._busy and not self._waiting  # all that waited since `close` is given up
-            here = begins and self.is_quick
+            here = follows or self.is_quick
             if begins:
                 self._busy = True
                 if not here:
                     self._wake()
             elif over and not self._alone:
                 self._wake(leads=False)
-        if here:
-            self._lead(self._collect())
+        if begins and here:
+            if follows or (self._session.ahead > 1 and (ahead or not self._is_soon)):
+                self._begin_more()
+            else:
+                self._lead(self._collect())
         elif over and self._alone:
             self._end()
+        return bool(self._under_way)
+
+    def look(self) -> bool:
+        """Tell who asked for what is over of what `go` has begun, and begin more. Returns as that."""
+        if not self._under_way:
+            return False
+        while self._under_way and self._under_way[0].is_over():
+            self._finish(self._under_way.popleft())
+            if self.is_quick:
+                self._begin_more()
+        if not self._under_way:
+            self._hand_over()
+        return bool(self._under_way)
 
     def is_full(self, queue_s: float, more: int = 0) -> bool:
         """Whether an image behind `more` others would wait for longer than that, as far as can be told."""
@@ -162,7 +153,12 @@ class Predictor:
 
     @property
     def is_quick(self) -> bool:
-        """Whether runs are over so soon that whoever asks runs them, whatever else it could do meanwhile."""
+        """Whether runs are over so soon that whoever asks runs them, or has them run while it does other work."""
+        return self._is_soon or (self._alone and self._session.ahead > 1 and self._run_s < LOOKED_AT_S)
+
+    @property
+    def _is_soon(self) -> bool:
+        """Whether whoever asks waits until they are over, whatever else it could do meanwhile."""
         return self._alone and self._run_s < self._inline_s
 
     @property
@@ -174,6 +170,10 @@ class Predictor:
     def images(self) -> int:
         """That wait or run."""
         return self._count
+
+    def room(self, size: int) -> memoryview:
+        """As the Session's, for images that come."""
+        return self._session.room(size)
 
     def close(self, wait: bool = False) -> None:
         """Answer what was submitted, then close the Session; `wait` until that is done."""
@@ -225,19 +225,30 @@ class Predictor:
         try:
             self._run(batch)
         finally:
-            with self._lock:
-                self._drop()
-                self._busy = bool(self._waiting)
-                if self._busy:
-                    leader = self._waiting[0][2]
-                    if leader.turn is None:
-                        self._wake()
-                    else:
-                        leader.leads = True
-                        leader.turn.release()
-                over = self._closed and not self._busy
-            if over:
-                self._end()
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """To the first that waits."""
+        with self._lock:
+            self._drop()
+            self._busy = bool(self._waiting)
+            if self._busy:
+                leader = self._waiting[0][2]
+                if leader.turn is None:
+                    self._wake()
+                else:
+                    leader.leads = True
+                    leader.turn.release()
+            over = self._closed and not self._busy
+        if over:
+            self._end()
+
+    def _begin_more(self) -> None:
+        """Have what waits under way, if there may be more and it is there."""
+        if len(self._under_way) < self._session.ahead and (batch := self._collect()):
+            while self._under_way and sum(len(a.images) for a in batch) > self.at_once:  # its pieces run alone
+                self._finish(self._under_way.popleft())
+            self._under_way.append(self._begin(batch))
 
     def _wake(self, leads: bool = True) -> None:
         """Let the Predictor's own thread run what waits; it begins when it is needed first. The lock is held."""
@@ -286,44 +297,56 @@ class Predictor:
                 first.told(first)
 
     def _run(self, batch: Sequence[Answer]) -> None:
-        if not batch:
-            return
-        began = time.monotonic()
-        count = sum(len(a.images) for a in batch)
-        run, scores, error = Run([]), None, None
+        if batch:
+            self._finish(self._begin(batch))
+
+    def _begin(self, answers: Sequence[Answer]) -> Batch:
+        batch = Batch(answers, sum(len(a.images) for a in answers), time.monotonic(), Run([]))
         try:
-            images, at_once = self._session.stage([a.images for a in batch]), self.at_once
-            if count <= at_once:
-                scores = self._timed(run, images)
-            else:
-                scores = np.concatenate([self._timed(run, images[i:i + at_once]) for i in range(0, count, at_once)])
+            parts = [a.images for a in answers]
+            batch.begun = (self._session.begin(parts) if batch.count <= self.at_once else
+                           Over(self._in_pieces(np.concatenate(parts), batch.run)))
         except Exception as e:  # the boundary: whatever the runtime raises goes to those who wait for it
-            error = e
-        self.ran_at = time.monotonic()
-        took = self.ran_at - began
+            batch.error = e
+        return batch
+
+    def _in_pieces(self, images: np.ndarray, run: Run) -> np.ndarray:
+        scores = []
+        for start in range(0, len(images), self.at_once):
+            began = time.monotonic_ns()
+            scores.append(self._session.run(images[start:start + self.at_once]))
+            run.pieces.append((len(scores[-1]), time.monotonic_ns() - began))
+        return np.concatenate(scores)
+
+    def _finish(self, batch: Batch) -> None:
+        """Wait until it is over, and tell who asked."""
+        scores, run = None, batch.run
+        try:
+            scores = batch.begun.scores() if batch.begun else None
+        except Exception as e:  # as in `_begin`
+            batch.error = e
+        now = time.monotonic()
+        took = now - max(batch.began, self.ran_at)  # what ran before it delayed it
+        self.ran_at = now
+        if scores is not None and not run.pieces:
+            run.pieces.append((batch.count, int(1e9 * took)))
         with self._lock:
-            self._count -= count
+            self._count -= batch.count
             self._run_s += (took - self._run_s) * SMOOTH
-            self._run_images += (count - self._run_images) * SMOOTH
-        waited = [began - since for a in batch for since in (a.since, *a.also)]
-        self._meters.ran(count, took, waited, error is None)
+            self._run_images += (batch.count - self._run_images) * SMOOTH
+        waited = [batch.began - since for a in batch.answers for since in (a.since, *a.also)]
+        self._meters.ran(batch.count, took, waited, batch.error is None)
         start = 0
-        for a in batch:
-            a.run, a.waited_ns, a.error = run, int(1e9 * (began - a.since)), error
+        for a in batch.answers:
+            a.run, a.waited_ns, a.error = run, int(1e9 * (batch.began - a.since)), batch.error
             if scores is not None:
-                a.scores = scores if len(batch) == 1 else scores[start:start + len(a.images)]
+                a.scores = scores if len(batch.answers) == 1 else scores[start:start + len(a.images)]
                 start += len(a.images)
             a.done = True
             if a.turn is not None:
                 a.turn.release()
             elif a.told is not None:
                 a.told(a)
-
-    def _timed(self, run: Run, images: np.ndarray) -> np.ndarray:
-        began = time.monotonic_ns()
-        scores = self._session.run(images)
-        run.pieces.append((len(images), time.monotonic_ns() - began))
-        return scores
 
     def _end(self) -> None:
         with self._lock:

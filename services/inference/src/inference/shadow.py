@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from inference.batch import Answer
 from inference.comparison import Comparison, pair_of
 from inference.loaded import LoadedModels, Served
 from inference.metrics import Meters
 from inference.pace import give_way
-from inference.predictor import LAST, Answer, Closed
+from inference.predictor import LAST, Closed
 from shared.errors import LannerError
 
 log = logging.getLogger("lanner.shadow")

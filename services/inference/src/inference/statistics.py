@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
 from typing import Any
 
-from inference.predictor import Answer, Run
+from inference.batch import Answer, Run
 
 RECENT = 20_000  # requests whose time is kept
 Model = tuple[str, int]  # what clients call it, NAME or NAME@ALIAS; the version that answers

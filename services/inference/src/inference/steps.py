@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from inference.predictor import LAST, Answer, Predictor
+from inference.batch import Answer
+from inference.predictor import LAST, Predictor
 
 T = TypeVar("T")
 

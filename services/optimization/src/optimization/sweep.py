@@ -198,8 +198,8 @@ def fit(opened: Callable[[int], Session], device: str, cores: int, images: np.nd
         between: Callable[[], None] = lambda: None, processes: Sequence[int] = (1,)) -> dict[str, Any]:
     """What was chosen for a Variant, with each number of processes too, and all that was tried.
 
-    One process is tried with any number of threads, several with their share of the cores. On a GPU there is one
-    process, and its threads change nothing.
+    One process is tried with any number of threads, several with their share of the cores. On a GPU threads change
+    nothing, and processes take longer to start there than all else of a job.
     """
     alone = [(1, threads) for threads in (thread_counts(cores) if device == "cpu" else [cores])]
     several = [(n, cores // n) for n in processes if n > 1 and device == "cpu"]

@@ -1,6 +1,7 @@
 """A loaded Variant that answers `run(batch)`. Optimization measures the same code that inference serves."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,24 +19,55 @@ FEW = 8  # images of a golden batch that are run together where somebody else wa
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
 
 
+class Begun(Protocol):
+    """A batch that a Session has begun."""
+
+    def is_over(self) -> bool: ...
+
+    def scores(self) -> np.ndarray:
+        """float32 [N, classes] probabilities; waits until it is over. Raises what the runtime does."""
+        ...
+
+
+@dataclass(frozen=True)
+class Over(Begun):
+    """One that was over at once."""
+
+    found: np.ndarray
+
+    def is_over(self) -> bool:
+        return True
+
+    def scores(self) -> np.ndarray:
+        return self.found
+
+
 class Session(Protocol):
     """One loaded Variant. Not thread-safe: one caller at a time.
 
     device: what computes, cpu or the GPU's name. own_thread: always the same thread is to call it. batches: sizes that
-    are set up at their first run; the largest is how many images had best run at once.
+    are set up at their first run; the largest is how many images had best run at once. ahead: how many batches may be
+    under way at one time.
     """
 
     device: str
     own_thread: bool = False
     batches: Sequence[int] = (1, MAX_BATCH)
+    ahead: int = 1
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """uint8 [N, size, size, 3] RGB -> float32 [N, classes] probabilities, N >= 1."""
+        """uint8 [N, size, size, 3] RGB -> float32 [N, classes] probabilities, N >= 1; nothing is under way."""
         ...
 
-    def stage(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Images of several requests as one batch for the next `run`, after which it is not to be read any more."""
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def begin(self, parts: Sequence[np.ndarray]) -> Begun:
+        """`run` for the images of several requests as one batch, batches[-1] at most, which stay as they are until it
+        is over. Who has begun as many as `ahead` takes the scores of the first before the next.
+        """
+        return Over(self.run(parts[0] if len(parts) == 1 else np.concatenate(parts)))
+
+    def room(self, size: int) -> memoryview:
+        """Bytes for images that are still to come, where they are best read from; any thread may ask."""
+        return np.empty(size, np.uint8).data
 
     def close(self) -> None: ...
 

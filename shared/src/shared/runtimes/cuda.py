@@ -5,6 +5,7 @@ CUDA_VISIBLE_DEVICES. What an object holds is freed when nothing refers to it an
 """
 
 import weakref
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,9 @@ except ImportError:  # cuda-python before 12.8
 
 from shared.errors import LannerError
 
+SUCCESS, NOT_READY = rt.cudaError_t.cudaSuccess, rt.cudaError_t.cudaErrorNotReady  # to look these up takes long, too
+UP, DOWN = rt.cudaMemcpyKind.cudaMemcpyHostToDevice, rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
+
 
 class CudaError(LannerError):
     """A call of the CUDA runtime failed: its name, CUDA's own name for the error, and what CUDA says of it."""
@@ -28,7 +32,7 @@ class CudaError(LannerError):
 def call(function: Any, *args: Any) -> Any:
     """The result of a runtime function: None, one value, or a tuple. Raises CudaError."""
     error, *values = function(*args)
-    if error != rt.cudaError_t.cudaSuccess:
+    if error != SUCCESS:
         text = rt.cudaGetErrorString(error)[1]
         said = text.decode() if isinstance(text, bytes) else str(text)
         raise CudaError(f"{function.__name__} failed with {error.name}: {said}")
@@ -64,6 +68,42 @@ class Pinned:
         return np.asarray(self)
 
 
+class Pool:
+    """Page-locked memory that is lent again once nothing refers to it: to lock it takes longer than to fill it."""
+
+    def __init__(self, most: int):
+        """most: bytes that are locked; whoever asks for more gets memory that is not."""
+        self._most, self._locked = most, 0
+        self._free: dict[int, list[np.ndarray]] = {}  # by size
+        self._starts: list[int] = []  # addresses, in order; and where what begins there ends
+        self._stops: dict[int, int] = {}
+
+    def take(self, size: int) -> memoryview:
+        """`size` bytes, lent until no view of them is left; from any thread."""
+        rounded = 1 << max(size - 1, 1).bit_length()
+        free = self._free.setdefault(rounded, [])
+        try:
+            whole = free.pop()
+        except IndexError:
+            if self._locked + rounded > self._most:
+                return np.empty(size, np.uint8).data
+            try:
+                whole = Pinned((rounded,), np.uint8).array
+            except CudaError:  # a host may allow less
+                return np.empty(size, np.uint8).data
+            self._locked += rounded
+            self._stops[whole.ctypes.data] = whole.ctypes.data + rounded
+            self._starts = sorted(self._stops)
+        lent = whole[:size]
+        weakref.finalize(lent, free.append, whole).atexit = False
+        return lent.data
+
+    def holds(self, pointer: int) -> bool:
+        """Whether an address is in it. `is_pinned` takes ten times as long."""
+        before = bisect_right(self._starts, pointer) - 1
+        return before >= 0 and pointer < self._stops[self._starts[before]]
+
+
 class Event:
     """A mark in a Stream that others wait for."""
 
@@ -88,11 +128,11 @@ class Stream:
 
     def upload(self, device: int, host: int, size: int) -> None:
         """Copy `size` bytes from host to device, both addresses; returns at once if the host memory is pinned."""
-        call(rt.cudaMemcpyAsync, device, host, size, rt.cudaMemcpyKind.cudaMemcpyHostToDevice, self.handle)
+        call(rt.cudaMemcpyAsync, device, host, size, UP, self.handle)
 
     def download(self, host: int, device: int, size: int) -> None:
         """Copy `size` bytes from device to host, both addresses; returns at once if the host memory is pinned."""
-        call(rt.cudaMemcpyAsync, host, device, size, rt.cudaMemcpyKind.cudaMemcpyDeviceToHost, self.handle)
+        call(rt.cudaMemcpyAsync, host, device, size, DOWN, self.handle)
 
     def launch(self, graph: "Graph") -> None:
         call(rt.cudaGraphLaunch, graph.handle, self.handle)
@@ -100,6 +140,10 @@ class Stream:
     def wait_for(self, event: Event) -> None:
         """What comes later in this stream starts after the event."""
         call(rt.cudaStreamWaitEvent, self.handle, event.handle, 0)
+
+    def is_over(self) -> bool:
+        """Whether nothing runs or waits in it any more; also where that failed, which `wait` tells."""
+        return bool(rt.cudaStreamQuery(self.handle)[0] != NOT_READY)
 
     def wait(self) -> None:
         call(rt.cudaStreamSynchronize, self.handle)
@@ -133,7 +177,7 @@ def capture(stream: Stream) -> Iterator[list[Graph]]:
 def is_pinned(pointer: int) -> bool:
     """Whether a host address is page-locked, so that the device can read it directly."""
     error, attributes = rt.cudaPointerGetAttributes(pointer)
-    return bool(error == rt.cudaError_t.cudaSuccess and attributes.type == rt.cudaMemoryType.cudaMemoryTypeHost)
+    return bool(error == SUCCESS and attributes.type == rt.cudaMemoryType.cudaMemoryTypeHost)
 
 
 def device_name() -> tuple[str, str]:

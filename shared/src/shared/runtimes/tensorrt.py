@@ -1,10 +1,11 @@
 """TensorRT plans on the GPU: 8.6, 10 and 11, which name their tensors alike.
 
 A batch is padded up to a bucket. Each bucket has a CUDA graph of its computation, captured when it is first asked for.
-Images go up from page-locked memory and scores come down into it; what is larger than the largest bucket goes in pieces
-through two lanes, so that the copies of one run beside the computation of the other.
+Images go up from page-locked memory and scores come down into it. There are two lanes, so that the copies of one batch
+run beside the computation of the other; what is larger than the largest bucket goes through them in pieces.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import numpy as np
 import tensorrt as trt
 
 from shared.errors import Damaged
-from shared.runtimes import Session, check_batch, check_signature, cuda
+from shared.runtimes import Begun, Session, check_batch, check_signature, cuda
 from shared.runtimes.plan import Header, here, read
 
 LOGGER = trt.Logger(trt.Logger.WARNING)
+ROOM = 128 << 20  # bytes of page-locked memory for what arrives
+DIRECT = 64 << 10  # bytes: to ask whether they are page-locked takes longer than to copy fewer
 
 
 def buckets_up_to(most: int) -> list[int]:
@@ -28,7 +31,11 @@ def buckets_up_to(most: int) -> list[int]:
 
 
 class TensorRTSession(Session):
-    """A plan as a Session. A batch from `pinned` is read where it lies; any other is copied into page-locked memory."""
+    """A plan as a Session. Images from `pinned` or `room` are read where they lie; others are copied into page-locked
+    memory first. What computes one batch lets the copies of another run beside it.
+    """
+
+    ahead = 2
 
     def __init__(self, path: Path, onnx_sha256: str | None = None):
         """Open the plan file at `path`, which must be built from the ONNX file of that hash where one is given.
@@ -42,37 +49,38 @@ class TensorRTSession(Session):
         self._engine = deserialize(path, plan)
         self._size = _image_size(path, self._engine, self.header)
         self.batches = buckets_up_to(self.header.batches[2])
-        self._lanes = [_Lane(self._engine, self.batches[-1])]
-        self._results = cuda.Pinned((self.batches[-1], self._lanes[0].classes), np.float32)
+        self._pool = cuda.Pool(ROOM)
+        self._lanes = [_Lane(self._engine, self.batches[-1], self._pool)]  # the other once it is asked for
 
     def pinned(self, count: int) -> np.ndarray:
-        """A new page-locked uint8 [count, size, size, 3], which `run` reads without copying it first."""
+        """A new page-locked uint8 [count, size, size, 3]."""
         return cuda.Pinned((count, self._size, self._size, 3), np.uint8).array
 
-    def stage(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Copied once, into page-locked memory, as far as they fit there."""
+    def room(self, size: int) -> memoryview:
+        """Page-locked bytes, as long as there are some."""
+        return self._pool.take(size)
+
+    def begin(self, parts: Sequence[np.ndarray]) -> Begun:
+        """uint8 [N, size, size, 3] each. Raises ValueError for another dtype or shape."""
+        for part in parts:
+            check_batch(part, self._size)
+        lane = next((lane for lane in self._lanes if not lane.under_way), None)
+        if lane is None:
+            lane = _Lane(self._engine, self.batches[-1], self._pool)
+            self._lanes.append(lane)
         count = sum(map(len, parts))
-        if count > self.batches[-1]:
-            return super().stage(parts)
-        return np.concatenate(parts, out=self._lanes[0].staged[:count])
+        lane.begin(parts, count, next(n for n in self.batches if n >= count))
+        return lane
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] -> float32 [N, classes]. Raises ValueError for another dtype or shape."""
-        check_batch(batch, self._size)
-        count, most = len(batch), self.batches[-1]
-        if count > most and len(self._lanes) == 1:
-            self._lanes.append(_Lane(self._engine, most))
-        direct = batch.flags.c_contiguous and cuda.is_pinned(batch.ctypes.data)
-        if count > len(self._results.array):
-            self._results = cuda.Pinned((count, self._lanes[0].classes), np.float32)
-        scores = self._results.array
-        for number, start in enumerate(range(0, count, most)):
-            piece, lane = batch[start:start + most], self._lanes[number % len(self._lanes)]
-            bucket = next(n for n in self.batches if n >= len(piece))
-            lane.begin(piece, direct, bucket, scores[start:start + len(piece)])
-        for lane in self._lanes:
-            lane.wait()
-        return scores[:count].copy()
+        most, begun, scores = self.batches[-1], deque[Begun](), list[np.ndarray]()
+        for start in range(0, max(len(batch), 1), most):
+            if len(begun) == self.ahead:
+                scores.append(begun.popleft().scores())
+            begun.append(self.begin([batch[start:start + most]]))
+        scores += [last.scores() for last in begun]
+        return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
     def close(self) -> None:
         """Free the GPU's memory. A closed session runs nothing."""
@@ -131,40 +139,62 @@ def _image_size(path: Path, engine: Any, header: Header) -> int:
     return size
 
 
-class _Lane:
-    """A stream with its buffers and the graphs of the buckets that were asked for. One piece at a time."""
+class _Lane(Begun):
+    """A stream with its buffers and the graphs of the buckets that were asked for. One batch at a time."""
 
-    def __init__(self, engine: Any, most: int):
+    def __init__(self, engine: Any, most: int, pool: cuda.Pool):
         (self._input,), (self._output,) = tensors(engine)
-        shape = tuple(engine.get_tensor_shape(self._input))[1:]
-        self.classes = int(engine.get_tensor_shape(self._output)[1])
+        shape, classes = tuple(engine.get_tensor_shape(self._input))[1:], int(engine.get_tensor_shape(self._output)[1])
         self._engine, self._image_bytes = engine, int(np.prod(shape))
-        self._stream = cuda.Stream()
+        self._stream, self._pool = cuda.Stream(), pool
         self._scratch = cuda.Memory(scratch_size(engine))
-        self._images, self._scores = cuda.Memory(most * self._image_bytes), cuda.Memory(4 * most * self.classes)
+        self._images, self._scores = cuda.Memory(most * self._image_bytes), cuda.Memory(4 * most * classes)
         self._staging = cuda.Pinned((most, *shape), np.uint8)
-        self.staged = self._staging.array
+        self._staged, self._results = self._staging.array, cuda.Pinned((most, classes), np.float32)
+        self._found, self._classes = self._results.array, classes
         self._graphs: dict[int, tuple[Any, cuda.Graph]] = {}  # with its context, whose state it was captured in
+        self._parts: Sequence[np.ndarray] = ()  # of the batch that is under way
+        self._count = 0
 
-    def begin(self, images: np.ndarray, direct: bool, bucket: int, scores: np.ndarray) -> None:
-        """Send images up, compute, and fetch their scores into page-locked float32 [N, classes]; `wait` for all that.
+    @property
+    def under_way(self) -> bool:
+        return self._count > 0
 
-        With `direct` the images are page-locked and stay as they are until then. Any others are staged, which waits
-        for what the lane has begun; page-locked ones do not, and the GPU always has the next piece at hand.
-        """
+    def begin(self, parts: Sequence[np.ndarray], count: int, bucket: int) -> None:
+        """Send `count` images up, compute, and fetch their scores."""
         if bucket not in self._graphs:
             self._graphs[bucket] = self._captured(bucket)
-        if not direct:
-            self.wait()
-            self.staged[:len(images)] = images
-        source = images.ctypes.data if direct else self._staging.pointer
-        self._stream.upload(self._images.pointer, source, len(images) * self._image_bytes)
+        sent = at = 0
+        for part in parts:
+            if part.nbytes >= DIRECT and part.flags.c_contiguous and self._is_locked(pointer := part.ctypes.data):
+                self._send(self._staging.pointer + sent * self._image_bytes, sent, at)
+                self._send(pointer, at, at + len(part))
+                sent = at + len(part)
+            else:
+                self._staged[at:at + len(part)] = part
+            at += len(part)
+        self._send(self._staging.pointer + sent * self._image_bytes, sent, at)
         self._stream.launch(self._graphs[bucket][1])
-        self._stream.download(scores.ctypes.data, self._scores.pointer, scores.nbytes)
+        self._stream.download(self._results.pointer, self._scores.pointer, 4 * count * self._classes)
+        self._parts, self._count = parts, count
 
-    def wait(self) -> None:
-        """Until everything that was begun is done."""
+    def is_over(self) -> bool:
+        return self._stream.is_over()
+
+    def scores(self) -> np.ndarray:
+        count, self._count = self._count, 0
         self._stream.wait()
+        self._parts = ()
+        return self._found[:count].copy()
+
+    def _is_locked(self, pointer: int) -> bool:
+        return self._pool.holds(pointer) or cuda.is_pinned(pointer)
+
+    def _send(self, host: int, start: int, stop: int) -> None:
+        """What lies there as the images from `start` on, before `stop`."""
+        if start < stop:
+            self._stream.upload(self._images.pointer + start * self._image_bytes, host,
+                                (stop - start) * self._image_bytes)
 
     def close(self) -> None:
         self._stream.wait()
