@@ -16,6 +16,7 @@ from flask import Flask
 from inference.batch import Answer
 from inference.connection import AHEAD
 from inference.front import Front
+from inference.memory import _warm
 from inference.metrics import Meters
 from inference.predictor import LOOKED_AT_S, Predictor
 from shared.runtimes import Begun, Session
@@ -45,6 +46,7 @@ class Laned(Session):
 
     def __init__(self) -> None:
         self.begun, self.ran, self.closed = list[Lane](), list[int](), False
+        self.threads = set[str]()
 
     def begin(self, parts: Sequence[np.ndarray]) -> Begun:
         assert sum(not lane.over.is_set() for lane in self.begun) < self.ahead
@@ -54,6 +56,7 @@ class Laned(Session):
     def run(self, batch: np.ndarray) -> np.ndarray:
         assert all(lane.over.is_set() for lane in self.begun)
         self.ran.append(len(batch))
+        self.threads.add(threading.current_thread().name)
         return batch[:, 0, 0, :1].astype(np.float32)
 
     def close(self) -> None:
@@ -153,16 +156,77 @@ def test_a_thread_that_waits_is_answered_with_what_is_under_way_or_after(predict
     assert values(found[0]) == [9]
 
 
-def test_pieces_of_a_large_request_run_alone(predictor: Predictor, session: Laned) -> None:
+@pytest.mark.parametrize("run_s", [0.0, LOOKED_AT_S / 2])
+def test_pieces_of_a_large_request_run_alone_and_not_here_unless_soon(predictor: Predictor, session: Laned,
+                                                                      run_s: float) -> None:
     first = asked(predictor, 1)
     predictor.go(ahead=True)
+    predictor._run_s = run_s
     large = asked(predictor, 2, 40)
+    assert predictor.go(ahead=True)
+    assert [len(lane.values) for lane in session.begun] == [1]
     session.begun[0].over.set()
-    predictor.go(ahead=True)
-    assert values(first) == [1]
     assert not predictor.look()
+    assert values(first) == [1]
+    until(lambda: large.done)
     assert values(large) == [2] * 40
     assert session.ran == [16, 16, 8]
+    assert "MainThread" not in session.threads
+
+
+def test_what_is_given_up_as_it_begins_leaves_nothing_busy(predictor: Predictor, session: Laned,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    late, collect = asked(predictor, 1), predictor._collect
+
+    def too_late() -> list[Answer]:
+        late.deadline = 0.0
+        return collect()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "_collect", too_late)
+        assert not predictor.go(ahead=True)
+    assert late.gone
+    found = asked(predictor, 2)
+    assert predictor.go(ahead=True)
+    session.begun[0].over.set()
+    assert not predictor.look()
+    assert values(found) == [2]
+    predictor.close(wait=True)
+
+
+def test_time_is_shared_by_what_was_over_at_one_look(predictor: Predictor, session: Laned) -> None:
+    """And what waits behind another batch counts as waiting."""
+    first = asked(predictor, 1)
+    predictor.go(ahead=True)
+    second = asked(predictor, 2, 3)
+    predictor.go(ahead=True)
+    time.sleep(0.04)
+    for lane in session.begun:
+        lane.over.set()
+    predictor.look()
+    assert first.run is not None
+    assert second.run is not None
+    (one, one_ns), = first.run.pieces
+    (three, three_ns), = second.run.pieces
+    assert (one, three) == (1, 3)
+    assert three_ns == pytest.approx(3 * one_ns, rel=0.3)
+    assert second.waited_ns == pytest.approx(one_ns, rel=0.3)
+    assert 0.015e9 < one_ns + three_ns < 0.2e9
+
+
+def test_where_there_is_room_for_one_batch_alone_it_is_one_at_a_time(session: Laned) -> None:
+    def begin(parts: Sequence[np.ndarray]) -> Begun:
+        if session.begun:
+            raise MemoryError("no room")
+        session.begun.append(Lane(parts[0][:, 0, 0, 0]))
+        session.begun[0].over.set()
+        return session.begun[0]
+
+    session.begin = begin  # type: ignore[method-assign]
+    _warm(session, np.zeros((8, 2, 2, 3), np.uint8))
+    assert session.ahead == 1
+    with pytest.raises(MemoryError):
+        _warm(session, np.zeros((8, 2, 2, 3), np.uint8))
 
 
 def test_closed_while_something_is_under_way_it_ends_behind_that(predictor: Predictor, session: Laned) -> None:

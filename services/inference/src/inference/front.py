@@ -241,7 +241,7 @@ class Front:
             return predictor.look()
         except Exception:  # of one Predictor: the others are looked at all the same
             log.exception("what ran could not be passed on")
-            return False
+            return predictor.is_under_way
 
     def _deliver(self) -> None:
         self._called = False

@@ -1,5 +1,6 @@
 """The Variants in memory: opened once, verified and warmed, closed when nothing needs them."""
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -15,8 +16,9 @@ from inference.predictor import INLINE_S, Predictor
 from shared import artifacts
 from shared.datasets import Spec
 from shared.fitted import read_fit
-from shared.runtimes import MAX_BATCH, Session, open_session
+from shared.runtimes import MAX_BATCH, Begun, Session, open_session
 
+log = logging.getLogger("lanner.memory")
 INLINE_ON_ONE_CORE_S = 0.005  # there a thread that runs what takes a few milliseconds only takes turns with the others
 INLINE_ON_A_GPU_S = 0.0003  # which computes beside a thread that waits for it; handing over takes about a third of this
 QUIET_S = 0.02  # clients that ask without a pause are between two runs most of the time
@@ -164,9 +166,7 @@ class Memory:
             digest = artifacts.manifest_digest(self._root, f"variants/{model}/{variant}")
             spec = Spec.of(manifest)
             for size in session.batches:  # warm: the first run of a shape is the slow one
-                images = np.zeros((size, spec.size, spec.size, 3), np.uint8)
-                for begun in [session.begin([images]) for _ in range(session.ahead)]:
-                    begun.scores()
+                _warm(session, np.zeros((size, spec.size, spec.size, 3), np.uint8))
                 pace.rest()
         except BaseException:
             session.close()
@@ -183,3 +183,18 @@ class Memory:
         if session.device != "cpu":
             return INLINE_ON_A_GPU_S
         return INLINE_S if self._threads > 1 else INLINE_ON_ONE_CORE_S
+
+
+def _warm(session: Session, images: np.ndarray) -> None:
+    """As many batches as may be under way; where there is no memory for more than one, that many."""
+    begun: list[Begun] = []
+    try:
+        for _ in range(session.ahead):
+            begun.append(session.begin([images]))
+    except Exception as e:  # whatever the runtime raises
+        if not begun:
+            raise
+        log.warning("one batch at a time: there is no room for more (%s)", e)
+        session.ahead = len(begun)
+    for one in begun:
+        one.scores()

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from itertools import takewhile
 from queue import SimpleQueue
 
 import numpy as np
@@ -51,7 +52,8 @@ class Predictor:
         self._busy = self._closed = self._over = False
         self._count, self._run_s, self._run_images, self._inline_s = 0, 0.0, 1.0, inline_s
         self._owner: SimpleQueue[bool] | None = None  # of its thread: whether it leads now, or may end
-        self._under_way: deque[Batch] = deque()  # begun by `go`, whose thread alone changes it
+        self._under_way: deque[Batch] = deque()  # begun by `go`, whose thread alone changes it, as the one below
+        self._looked_at = 0.0  # when it looked last
         self._numbers = itertools.count()
         self.ended = threading.Event()  # the Session is closed
         self.ran_at = -float("inf")  # when the last run ended, of time.monotonic()
@@ -111,10 +113,11 @@ class Predictor:
         """
         with self._lock:
             self._drop()
-            follows = 0 < len(self._under_way) < self._session.ahead
+            pieces = bool(self._waiting) and len(self._waiting[0][2].images) > self.at_once
+            follows = 0 < len(self._under_way) < self._session.ahead and not pieces
             begins = bool(self._waiting) and (follows or not self._busy)
             over = self._closed and not self._busy and not self._waiting  # all that waited since `close` is given up
-            here = follows or self.is_quick
+            here = follows or self._is_soon or (self.is_quick and not pieces)
             if begins:
                 self._busy = True
                 if not here:
@@ -122,24 +125,40 @@ class Predictor:
             elif over and not self._alone:
                 self._wake(leads=False)
         if begins and here:
-            if follows or (self._session.ahead > 1 and (ahead or not self._is_soon)):
+            if follows or (self._session.ahead > 1 and not pieces and (ahead or not self._is_soon)):
                 self._begin_more()
+                if not self._under_way:  # all that waited has been given up meanwhile
+                    self._hand_over()
             else:
                 self._lead(self._collect())
         elif over and self._alone:
             self._end()
-        return bool(self._under_way)
+        return self.is_under_way
 
     def look(self) -> bool:
         """Tell who asked for what is over of what `go` has begun, and begin more. Returns as that."""
         if not self._under_way:
             return False
-        while self._under_way and self._under_way[0].is_over():
-            self._finish(self._under_way.popleft())
-            if self.is_quick:
-                self._begin_more()
-        if not self._under_way:
-            self._hand_over()
+        try:
+            over = list(takewhile(Batch.is_over, self._under_way))
+            if over:
+                # They ended between two looks; several had the time in proportion to their images.
+                ended = max(over[0].began, self.ran_at)
+                each = (max(self._looked_at, ended) + time.monotonic()) / 2 - ended
+                for batch in over:
+                    ended += each * batch.count / sum(b.count for b in over)
+                    self._finish(self._under_way.popleft(), ended)
+                if self.is_quick:
+                    self._begin_more()
+            self._looked_at = time.monotonic()
+        finally:
+            if not self._under_way:
+                self._hand_over()
+        return self.is_under_way
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether something is that `go` has begun."""
         return bool(self._under_way)
 
     def is_full(self, queue_s: float, more: int = 0) -> bool:
@@ -244,10 +263,11 @@ class Predictor:
             self._end()
 
     def _begin_more(self) -> None:
-        """Have what waits under way, if there may be more and it is there."""
-        if len(self._under_way) < self._session.ahead and (batch := self._collect()):
-            while self._under_way and sum(len(a.images) for a in batch) > self.at_once:  # its pieces run alone
-                self._finish(self._under_way.popleft())
+        """Have what waits under way, if there may be more and it is there. What runs in pieces does so alone, later."""
+        with self._lock:
+            self._drop()
+            pieces = bool(self._waiting) and len(self._waiting[0][2].images) > self.at_once
+        if not pieces and len(self._under_way) < self._session.ahead and (batch := self._collect()):
             self._under_way.append(self._begin(batch))
 
     def _wake(self, leads: bool = True) -> None:
@@ -318,27 +338,28 @@ class Predictor:
             run.pieces.append((len(scores[-1]), time.monotonic_ns() - began))
         return np.concatenate(scores)
 
-    def _finish(self, batch: Batch) -> None:
-        """Wait until it is over, and tell who asked."""
+    def _finish(self, batch: Batch, ended: float | None = None) -> None:
+        """Wait until it is over, and tell who asked. ended: when it was, if that is known."""
         scores, run = None, batch.run
         try:
             scores = batch.begun.scores() if batch.begun else None
         except Exception as e:  # as in `_begin`
             batch.error = e
-        now = time.monotonic()
-        took = now - max(batch.began, self.ran_at)  # what ran before it delayed it
-        self.ran_at = now
+        ended = time.monotonic() if ended is None else ended
+        started = max(batch.began, self.ran_at)  # until then it waited for what ran before it
+        took = max(0.0, ended - started)
+        self.ran_at = ended
         if scores is not None and not run.pieces:
             run.pieces.append((batch.count, int(1e9 * took)))
         with self._lock:
             self._count -= batch.count
             self._run_s += (took - self._run_s) * SMOOTH
             self._run_images += (batch.count - self._run_images) * SMOOTH
-        waited = [batch.began - since for a in batch.answers for since in (a.since, *a.also)]
+        waited = [started - since for a in batch.answers for since in (a.since, *a.also)]
         self._meters.ran(batch.count, took, waited, batch.error is None)
         start = 0
         for a in batch.answers:
-            a.run, a.waited_ns, a.error = run, int(1e9 * (batch.began - a.since)), batch.error
+            a.run, a.waited_ns, a.error = run, int(1e9 * (started - a.since)), batch.error
             if scores is not None:
                 a.scores = scores if len(batch.answers) == 1 else scores[start:start + len(a.images)]
                 start += len(a.images)

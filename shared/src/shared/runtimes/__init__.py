@@ -29,7 +29,7 @@ class Begun(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Over(Begun):
     """One that was over at once."""
 

@@ -75,11 +75,13 @@ class TensorRTSession(Session):
     def run(self, batch: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] -> float32 [N, classes]. Raises ValueError for another dtype or shape."""
         most, begun, scores = self.batches[-1], deque[Begun](), list[np.ndarray]()
-        for start in range(0, max(len(batch), 1), most):
-            if len(begun) == self.ahead:
-                scores.append(begun.popleft().scores())
-            begun.append(self.begin([batch[start:start + most]]))
-        scores += [last.scores() for last in begun]
+        try:
+            for start in range(0, max(len(batch), 1), most):
+                if len(begun) == self.ahead:
+                    scores.append(begun.popleft().scores())
+                begun.append(self.begin([batch[start:start + most]]))
+        finally:
+            scores += [last.scores() for last in begun]
         return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
     def close(self) -> None:
@@ -164,6 +166,7 @@ class _Lane(Begun):
         """Send `count` images up, compute, and fetch their scores."""
         if bucket not in self._graphs:
             self._graphs[bucket] = self._captured(bucket)
+        self._parts = parts  # as long as they may be read
         sent = at = 0
         for part in parts:
             if part.nbytes >= DIRECT and part.flags.c_contiguous and self._is_locked(pointer := part.ctypes.data):
@@ -176,7 +179,7 @@ class _Lane(Begun):
         self._send(self._staging.pointer + sent * self._image_bytes, sent, at)
         self._stream.launch(self._graphs[bucket][1])
         self._stream.download(self._results.pointer, self._scores.pointer, 4 * count * self._classes)
-        self._parts, self._count = parts, count
+        self._count = count
 
     def is_over(self) -> bool:
         return self._stream.is_over()
