@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,14 @@ def session() -> Laned:
 
 
 @pytest.fixture
-def predictor(session: Laned) -> Predictor:
-    return Predictor(session, Meters(), "test")
+def predictor(session: Laned) -> Iterator[Predictor]:
+    predictor = Predictor(session, Meters(), "test")
+    yield predictor
+    for lane in session.begun:
+        lane.over.set()
+    while predictor.look():
+        pass
+    predictor.close(wait=True)
 
 
 def asked(predictor: Predictor, value: int, count: int = 1) -> Answer:
