@@ -36,7 +36,7 @@ from inference.steps import Ask, Steps
 from shared.errors import Unavailable
 
 log = logging.getLogger("lanner.front")
-SCRATCH = 32 << 10  # bytes
+SCRATCH = 32 << 10  # bytes; of a tensor as many are copied once more, before it is known to be one
 CACHED = 2048  # bytes of a head that is kept: a client sends the same again and again
 LOOK_S = 1.0  # how often stalled requests are looked for
 SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed

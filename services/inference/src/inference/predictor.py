@@ -113,7 +113,7 @@ class Predictor:
         """
         with self._lock:
             self._drop()
-            pieces = bool(self._waiting) and len(self._waiting[0][2].images) > self.at_once
+            pieces = self._is_large()
             follows = 0 < len(self._under_way) < self._session.ahead and not pieces
             begins = bool(self._waiting) and (follows or not self._busy)
             over = self._closed and not self._busy and not self._waiting  # all that waited since `close` is given up
@@ -266,9 +266,13 @@ class Predictor:
         """Have what waits under way, if there may be more and it is there. What runs in pieces does so alone, later."""
         with self._lock:
             self._drop()
-            pieces = bool(self._waiting) and len(self._waiting[0][2].images) > self.at_once
+            pieces = self._is_large()
         if not pieces and len(self._under_way) < self._session.ahead and (batch := self._collect()):
             self._under_way.append(self._begin(batch))
+
+    def _is_large(self) -> bool:
+        """Whether what is next has more images than run at once. The lock is held."""
+        return bool(self._waiting) and len(self._waiting[0][2].images) > self.at_once
 
     def _wake(self, leads: bool = True) -> None:
         """Let the Predictor's own thread run what waits; it begins when it is needed first. The lock is held."""
@@ -325,7 +329,7 @@ class Predictor:
         try:
             parts = [a.images for a in answers]
             batch.begun = (self._session.begin(parts) if batch.count <= self.at_once else
-                           Over(self._in_pieces(np.concatenate(parts), batch.run)))
+                           Over(self._in_pieces(parts[0] if len(parts) == 1 else np.concatenate(parts), batch.run)))
         except Exception as e:  # the boundary: whatever the runtime raises goes to those who wait for it
             batch.error = e
         return batch
