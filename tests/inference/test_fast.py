@@ -1,6 +1,7 @@
 """What is answered ahead of Flask is what Flask answers, to the byte, and is counted as its own."""
 
 import json
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def infer_head(**changes: Any) -> bytes:
 
 
 HEAD = infer_head()
+FORM = b"".join(b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="%b.png"\r\n\r\n%b\r\n'
+                % (name, png(color)) for name, color in ((b"a", GREEN), (b"b", RED))) + b"--xyz--\r\n"
 CASES: list[tuple[str, bytes, dict[str, str], int]] = [
     (PREDICT, png(RED), {"Content-Type": "image/png"}, 200),
     (PREDICT, png(BLUE, 99, "JPEG"), {"Content-Type": "image/jpeg"}, 200),
@@ -41,6 +44,19 @@ CASES: list[tuple[str, bytes, dict[str, str], int]] = [
     (f"{PREDICT}?alias=nobody", png(RED), {"Content-Type": "image/png"}, 404),
     ("/v1/models/nope/predict", png(RED), {"Content-Type": "image/png"}, 404),
     ("/v1/models/unpromoted/predict", png(RED), {"Content-Type": "image/png"}, 404),
+    (f"{PREDICT}?variant=onnx-fp32", png(RED), {"Content-Type": "image/png"}, 200),
+    (f"{PREDICT}?version=1&top_k=1", png(RED), {"Content-Type": "image/png"}, 200),
+    (f"{PREDICT}?version=1&variant=onnx-int8", png(RED), {"Content-Type": "image/png"}, 404),
+    (f"{PREDICT}?version=7", png(RED), {"Content-Type": "image/png"}, 404),
+    (PREDICT, json.dumps({"images": [b64encode(png(color)).decode() for color in (RED, BLUE)]}).encode(),
+     {"Content-Type": "application/json; charset=utf-8"}, 200),
+    (PREDICT, json.dumps({"images": []}).encode(), {"Content-Type": "application/json"}, 422),
+    (PREDICT, json.dumps({"images": ["?"]}).encode(), {"Content-Type": "application/json"}, 400),
+    (PREDICT, b'{"images": [', {"Content-Type": "application/json"}, 400),
+    (PREDICT, FORM, {"Content-Type": "Multipart/Form-Data; boundary=xyz"}, 200),
+    (PREDICT, FORM[:-9], {"Content-Type": "multipart/form-data; boundary=xyz"}, 400),
+    (PREDICT, FORM, {"Content-Type": "multipart/form-data"}, 400),
+    (PREDICT, FORM, {"Content-Type": 'multipart/form-data; boundary="abc"'}, 400),
     (INFER, HEAD + PIXELS, {HEADER: str(len(HEAD))}, 200),
     (f"{INFER.replace('colors', 'colors@production')}", HEAD + PIXELS, {HEADER: str(len(HEAD))}, 200),
     (INFER, HEAD + PIXELS, {HEADER: str(len(HEAD)), "Accept-Encoding": "br, gzip"}, 200),
@@ -96,8 +112,8 @@ def test_none_of_these_reaches_flask(app: Flask, other: FlaskClient, path: str, 
     (f"{PREDICT}?top_k=1&top_k=2", png(RED), {"Content-Type": "image/png"}),
     (f"{PREDICT}?top_k=1&", png(RED), {"Content-Type": "image/png"}),
     (f"{PREDICT}?top_k=%31", png(RED), {"Content-Type": "image/png"}),
-    (f"{PREDICT}?variant=onnx-fp32", png(RED), {"Content-Type": "image/png"}),
-    (f"{PREDICT}?version=1&top_k=1", png(RED), {"Content-Type": "image/png"}),
+    (f"{PREDICT}?variant=ONNX", png(RED), {"Content-Type": "image/png"}),
+    (f"{PREDICT}?version=0", png(RED), {"Content-Type": "image/png"}),
     (f"{PREDICT}?alias=", png(RED), {"Content-Type": "image/png"}),
     (f"{PREDICT}?alias=Production", png(RED), {"Content-Type": "image/png"}),
     (f"{PREDICT}?more=1", png(RED), {"Content-Type": "image/png"}),
@@ -105,7 +121,6 @@ def test_none_of_these_reaches_flask(app: Flask, other: FlaskClient, path: str, 
     (PREDICT, png(RED), {"Content-Type": "image/png", "Content-Encoding": "gzip"}),
     (PREDICT, b"", {"Content-Type": "image/png"}),
     (PREDICT, b"x" * ((1 << 20) + 1), {"Content-Type": "image/png"}),
-    (PREDICT, json.dumps({"images": []}).encode(), {"Content-Type": "application/json"}),
     ("/v1/models/Colors/predict", png(RED), {"Content-Type": "image/png"}),
     ("/v1/models/colors/predict/", png(RED), {"Content-Type": "image/png"}),
     (INFER, HEAD + PIXELS, {HEADER: str(len(HEAD)), "Content-Encoding": "identity"}),

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_however_a_request_arrives_in_pieces(connect: Callable[[], socket.socket
     request().replace(b"/predict", b"/predict?top_k=%31"),
     request().replace(b"/predict", b"/predict?top_k=1&top_k=1"),
     request().replace(b"/predict", b"/predict??top_k=1"),
-    request().replace(b"/predict", b"/predict?version=1"),
+    request().replace(b"/predict", b"/predict?version=0"),
     request().replace(b"HTTP/1.1", b"HTTP/1.0"),
     request().replace(b"Host: x\r\n", b""),
     request(more="\r\nTransfer-Encoding: chunked"),
@@ -142,6 +143,57 @@ def test_what_waits_for_a_client_that_is_gone_is_not_run(connect: Callable[[], s
     assert [answer(c)[0] for c in (first, last)] == [200, 200]
     assert held.batches == [1, 1]
     until(lambda: held.predictor.images == 0)
+
+
+@pytest.mark.parametrize(("query", "kind", "body"), [
+    ("?version=1&variant=onnx-fp32", "image/png", IMAGE),
+    ("", "application/json", json.dumps({"images": [b64encode(IMAGE).decode()] * 3}).encode()),
+    ("?variant=onnx-fp32", "multipart/form-data; boundary=b",
+     b'--b\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\n' + IMAGE + b"\r\n--b--\r\n"),
+], ids=["variant", "json", "form"])
+def test_of_several_images_or_of_a_variant_nothing_is_run_once_the_client_is_gone(
+        connect: Callable[[], socket.socket], granian: Granian, held: Held, query: str, kind: str,
+        body: bytes) -> None:
+    asked = (f"POST /v1/models/colors/predict{query} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+             f"Content-Length: {len(body)}\r\n\r\n").encode() + body
+    first, gone, last = connect(), connect(), connect()
+    first.sendall(request())
+    assert held.running.wait(10)
+    held.slow(0.0)
+    gone.sendall(asked)
+    until(lambda: held.predictor.images > 1)
+    waiting = [answer for _, _, answer in held.predictor._waiting]
+    gone.close()
+    until(lambda: waiting[0].gone)
+    last.sendall(asked)
+    until(lambda: any(not answer.gone for _, _, answer in held.predictor._waiting))
+    images = len(waiting[0].images)
+    held.go.set()
+    assert [answer(c)[0] for c in (first, last)] == [200, 200]
+    assert held.batches == [1, images]
+    assert granian.seen == []
+
+
+def test_many_probabilities_are_written_as_text_beside_the_loop(
+        connect: Callable[[], socket.socket], front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside, connection = list[bool](), connect()
+    monkeypatch.setattr(front, "aside", lambda work, steps, loads: aside.append(loads) or Front.aside(
+        front, work, steps, loads))
+    text = json.dumps({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, SIZE, SIZE, 3],
+                                   "data": [0] * (SIZE * SIZE * 3)}]})
+    binary = json.dumps({**json.loads(text), "parameters": {"binary_data_output": True}})
+    asked = [b"POST /v2/models/colors/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+             for body in (text.encode(), binary.encode())]
+    several = json.dumps({"images": [b64encode(IMAGE).decode()] * 2}).encode()
+    asked.append(b"POST /v1/models/colors/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                 b"Content-Length: %d\r\n\r\n%b" % (len(several), several))
+    for most, expected in ((1 << 14, []), (2, [True, True])):
+        monkeypatch.setattr("inference.predict.MANY", most)
+        monkeypatch.setattr("inference.v2.infer.MANY", most)
+        for body in asked:
+            connection.sendall(body)
+            assert answer(connection)[0] == 200
+        assert aside == expected
 
 
 def test_a_deadline_is_kept_while_something_else_runs(connect: Callable[[], socket.socket], held: Held) -> None:

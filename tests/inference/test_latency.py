@@ -37,6 +37,17 @@ def test_it_is_said_while_predictions_are_asked_for_and_forgotten_after(slow, re
     until(lambda: serving.p99_ms(redis, ["cpu"]) is None)
 
 
+def test_of_several_processes_the_slowest_is_heard_and_one_that_ended_is_not(redis, monkeypatch):
+    serving.say(redis, "cpu", 40, "a:1")
+    serving.say(redis, "cpu", 5, "a:2")
+    assert serving.p99_ms(redis, ["cpu"]) == 40
+    now = serving.time.time()
+    monkeypatch.setattr(serving.time, "time", lambda: now + serving.KEPT_MS / 1000)
+    serving.say(redis, "cpu", 6, "a:2")
+    assert serving.p99_ms(redis, ["cpu", "GPU-other"]) == 6
+    assert 0 < redis.pttl(serving.KEY.format("cpu")) <= serving.KEPT_MS
+
+
 def test_the_p99_is_that_of_the_slowest_hundredth():
     statistics = Statistics()
     assert statistics.p99_ms(2.0) is None

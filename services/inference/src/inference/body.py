@@ -157,17 +157,22 @@ def read(intake: Intake, limit: int, inflate: bool = False) -> bytes:
     return bytes(body)
 
 
-def read_json(intake: Intake, limit: int = JSON_LIMIT,
-              check: Callable[[bytes], None] = lambda text: None) -> dict[str, Any]:
-    """The body as a JSON object. check: of its text, if it has over 1 MiB.
+def read_json(intake: Intake, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The body as a JSON object.
 
-    Raises, beside what `pieces` and `check` do:
+    Raises, beside what `pieces` and `json_object` do:
         UnsupportedMediaType: it is not sent as application/json. A form of another site can't send that unasked.
-        Refused: it is not JSON, or not an object.
     """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType(f"Content-Type is {request.mimetype or 'missing'}: expected application/json")
-    text = read(intake, limit)
+    return json_object(read(intake, limit))
+
+
+def json_object(text: bytes, check: Callable[[bytes], None] = lambda text: None) -> dict[str, Any]:
+    """check: of the text, if it has over 1 MiB.
+
+    Raises Refused: it is not JSON, or not an object; and what `check` does.
+    """
     if len(text) > JSON_LIMIT:
         check(text)
     try:

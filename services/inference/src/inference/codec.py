@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import nlargest
 from io import BytesIO
 from typing import Any
@@ -12,7 +12,7 @@ from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.formparser import FormDataParser
 
-from inference.body import Intake, read, read_json
+from inference.body import Intake, json_object, read
 from shared.errors import Refused
 from shared.images import decode_into
 
@@ -28,23 +28,41 @@ Image = tuple[str, bytes]  # what to call it in an error, its bytes
 
 
 def images_of_request(intake: Intake, limit: int) -> list[Image]:
-    """The encoded images of the current request: its raw body, the files of a form, or JSON {"images": [base64]}.
+    """The encoded images of the current request, as `images_of`.
 
-    Raises:
+    Raises, beside what that does:
         UnsupportedMediaType: another Content-Type.
         RequestEntityTooLarge: more than `limit` bytes.
-        Refused: no image, more than MAX_IMAGES, or no base64.
     """
     kind = request.mimetype
-    if kind == "application/json":
-        images = _of_json(read_json(intake, limit, _check_text))
-    elif kind == "multipart/form-data":
-        images = _of_form(read(intake, limit))
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        images = [("the image", read(intake, limit))]
-    else:
+    if not is_of_images(kind):
         raise UnsupportedMediaType(f"Content-Type is {kind or 'missing'}: expected image/*, application/octet-stream, "
                                    "multipart/form-data or application/json")
+    return images_of(kind, request.mimetype_params, read(intake, limit))
+
+
+def is_of_images(kind: str) -> bool:
+    """Whether a body of this Content-Type, without its parameters, can be one of images."""
+    return is_one_image(kind) or kind in ("application/json", "multipart/form-data")
+
+
+def is_one_image(kind: str) -> bool:
+    return kind.startswith("image/") or kind == "application/octet-stream"
+
+
+def images_of(kind: str, params: Mapping[str, str], body: bytes) -> list[Image]:
+    """The encoded images of a body of this Content-Type: itself, the files of a form, or JSON {"images": [base64]}.
+
+    kind: of which `is_of_images` is true; params: what follows it, as the boundary of a form.
+    Raises Refused: no image, more than MAX_IMAGES, no base64, or a body that can't be read.
+    """
+    match kind:
+        case "application/json":
+            images = _of_json(json_object(body, _check_text))
+        case "multipart/form-data":
+            images = _of_form(body, params)
+        case _:
+            images = [("the image", body)]
     if not images:
         raise Refused("the request has no image", "no_image")
     if len(images) > MAX_IMAGES:
@@ -136,10 +154,10 @@ def _of_json(body: dict[str, Any]) -> list[Image]:
     return images
 
 
-def _of_form(body: bytes) -> list[Image]:
+def _of_form(body: bytes, params: Mapping[str, str]) -> list[Image]:
     parser = FormDataParser(stream_factory=_in_memory, max_form_parts=MAX_IMAGES + 16, silent=False)
     try:
-        _, _, files = parser.parse(BytesIO(body), "multipart/form-data", len(body), request.mimetype_params)
+        _, _, files = parser.parse(BytesIO(body), "multipart/form-data", len(body), dict(params))
     except RequestEntityTooLarge:
         raise Refused(f"the form has more than the {MAX_IMAGES} images that are accepted", "too_many_images") from None
     except ValueError as e:

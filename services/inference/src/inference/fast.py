@@ -1,4 +1,4 @@
-"""Most requests, before Flask sees them: one raw image to /v1, a tensor to /v2. What is odd in any way is Flask's.
+"""Most requests, before Flask sees them: images to /v1, a tensor to /v2. What is odd in any way is Flask's.
 
 Both go through the same functions and get the same answers. What is saved is Flask's own work on a request, which takes
 several times as long as a small model.
@@ -6,15 +6,17 @@ several times as long as a small model.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from flask import Flask
+from werkzeug.http import parse_options_header
 
 from inference import errors, predict
 from inference.body import read_declared
+from inference.codec import images_of, is_of_images, is_one_image
 from inference.context import Api
 from inference.reply import STATUS, Headers
 from inference.scores import LIGHT, PRODUCTION, model_called
@@ -24,8 +26,8 @@ from inference.v2 import infer
 NAME = "[a-z0-9][a-z0-9_-]{0,62}"
 PREDICT = re.compile(f"/v1/models/({NAME})/predict")
 INFER = re.compile(f"/v2/models/({NAME}(?:@{NAME})?)(?:/versions/([0-9]{{1,9}}))?/infer")
-IMAGE = re.compile(r"image/[a-z0-9.+-]+|application/octet-stream")
-QUERY = {"alias": re.compile(NAME), "top_k": re.compile("[1-9][0-9]{0,7}")}
+NUMBER = re.compile("[1-9][0-9]{0,7}")
+QUERY = {"alias": re.compile(NAME), "variant": re.compile(NAME), "version": NUMBER, "top_k": NUMBER}
 LENGTH = re.compile("[1-9][0-9]{0,11}")
 UNUSUAL = frozenset(("HTTP_CONTENT_ENCODING", "HTTP_TRANSFER_ENCODING", "HTTP_SEC_FETCH_SITE", "HTTP_ORIGIN"))
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -39,8 +41,8 @@ class Route:
     """What answers a request. size: of its body. steps: what the body goes through, to the answer and its headers.
 
     is_full: whether any request would be turned away now, whatever its body. room: where the body had best be read to,
-    JSON with the bytes of a tensor behind it. name, asked: of one image's prediction, None where the request is
-    another. ends: the connection does, behind the answer.
+    JSON with the bytes of a tensor behind it. name, asked: of the prediction of one image by what an alias points at,
+    None where the request is another. ends: the connection does, behind the answer.
     """
 
     size: int
@@ -56,10 +58,17 @@ class Route:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a query of predict says. A version or a variant is Flask's: it may have to be loaded, in its own thread."""
+    """What a query of predict says."""
 
     alias: str = PRODUCTION
     top_k: int = predict.TOP_K
+    version: int | None = None
+    variant: str | None = None
+
+    @property
+    def is_pointed(self) -> bool:
+        """Whether what the alias points at answers."""
+        return self.version is None and self.variant is None
 
 
 PLAIN = Asked()
@@ -94,10 +103,15 @@ class FastPath:
     def route(self, environ: Mapping[str, Any]) -> Route | None:
         """What answers a request without Flask; None where Flask must."""
         path, size, trace = environ["PATH_INFO"], self._size(environ), environ.get("HTTP_TRACEPARENT", "")
-        if (size and (found := PREDICT.fullmatch(path)) and IMAGE.fullmatch(environ.get("CONTENT_TYPE", ""))
-                and (asked := _asked(environ.get("QUERY_STRING", ""))) is not None):
-            return Route(size, path, predict.RULE, partial(self._predict, found[1], asked, trace),
-                         partial(self._is_full, found[1], asked), name=found[1], asked=asked)
+        if size and (found := PREDICT.fullmatch(path)):
+            kind, asked = environ.get("CONTENT_TYPE", ""), _asked(environ.get("QUERY_STRING", ""))
+            if asked is None or not is_of_images(parse_options_header(kind)[0].lower()):
+                return None
+            route = Route(size, path, predict.RULE, partial(self._predict, found[1], asked, trace, kind))
+            if not asked.is_pointed:
+                return route
+            return replace(route, is_full=partial(self._is_full, found[1], asked), name=found[1],
+                           asked=asked if is_one_image(kind) else None)
         if size and (found := INFER.fullmatch(path)):
             version = int(found[2]) if found[2] else None
             header = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
@@ -128,11 +142,15 @@ class FastPath:
         found = served.loaded.predictor.room(whole) if served else np.empty(whole, np.uint8).data
         return found[before:]
 
-    def _predict(self, name: str, asked: Asked, traceparent: str,
+    def _predict(self, name: str, asked: Asked, traceparent: str, content_type: str,
                  body: bytes | memoryview) -> Steps[tuple[bytes, Headers]]:
+        kind, params = parse_options_header(content_type)
+        if len(body) > LIGHT and not is_one_image(kind.lower()):  # there is much to read before an image is decoded
+            yield None
+        images = images_of(kind.lower(), params, bytes(body))
         with self.api.statistics.request(model_called(name, asked.alias), traceparent) as timing:
-            return (yield from predict.label(self.api, timing, name, [("the image", bytes(body))], asked.alias,
-                                             k=asked.top_k)), IS_JSON
+            return (yield from predict.label(self.api, timing, name, images, asked.alias, asked.version, asked.variant,
+                                             asked.top_k)), IS_JSON
 
     def _infer(self, model: str, version: int | None, header: str | None, accepted: str, traceparent: str,
                body: bytes | memoryview) -> Steps[tuple[bytes, Headers]]:
@@ -155,4 +173,5 @@ def _asked(query: str) -> Asked | None:
         if name in found or name not in QUERY or not QUERY[name].fullmatch(value):
             return None
         found[name] = value
-    return Asked(found.get("alias", PRODUCTION), int(found.get("top_k", predict.TOP_K)))
+    return Asked(found.get("alias", PRODUCTION), int(found.get("top_k", predict.TOP_K)),
+                 int(found["version"]) if "version" in found else None, found.get("variant"))

@@ -9,9 +9,9 @@ from flask import Blueprint, Response, request
 from inference.codec import HEAD, Image, decode_all, images_of_request, top, weight
 from inference.context import Api, api
 from inference.loaded import Served
-from inference.scores import PRODUCTION, model_called, scores
+from inference.scores import MANY, PRODUCTION, model_called, scores
 from inference.statistics import Timing
-from inference.steps import Steps, finish
+from inference.steps import LOAD, Steps, finish
 from shared.errors import Refused
 from shared.jobs import check_id
 
@@ -44,6 +44,8 @@ def label(context: Api, timing: Timing, name: str, images: Sequence[Image], alia
     work = sum(weight(data[:HEAD], len(data)) for _, data in images)
     served, found = yield from scores(context, timing, name, alias, version, variant,
                                       lambda size: decode_all(images, size), work)
+    if found.size > MANY:
+        yield LOAD
     body = render(name, served, top(found, served.loaded.spec.labels, k))
     context.meters.encode.observe(timing.encoding_s())
     return body

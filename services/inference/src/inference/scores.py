@@ -14,6 +14,7 @@ from shared.errors import Unavailable
 
 DEADLINE_S = 10.0
 LIGHT = 32 << 10  # bytes that are read and decoded in less than a millisecond
+MANY = 1 << 14  # scores that take over a millisecond to be written as text
 PRODUCTION = "production"  # the alias that answers for a Name alone
 
 

@@ -12,9 +12,9 @@ from werkzeug.http import parse_accept_header
 from inference.body import JSON_LIMIT, read
 from inference.context import Api, api
 from inference.predictor import LAST
-from inference.scores import DEADLINE_S, LIGHT, PRODUCTION, model_called, scores
+from inference.scores import DEADLINE_S, LIGHT, MANY, PRODUCTION, model_called, scores
 from inference.statistics import Timing
-from inference.steps import Steps, finish
+from inference.steps import LOAD, Steps, finish
 from inference.v2.answers import respond, to_images, weigh
 from inference.v2.messages import InferRequest, parse, raw
 from shared.errors import NotFound, Refused
@@ -52,6 +52,8 @@ def ask(context: Api, timing: Timing, model: str, version: int | None, body: byt
     except NotFound as e:
         raise unknown(model, version, e) from None
     loaded = served.loaded
+    if found.size > MANY and any(output.is_text for output in asked.outputs):
+        yield LOAD
     answer = respond(asked, model, served.version, {"variant": loaded.variant}, found, loaded.spec.labels,
                      context.regions.write)
     context.meters.encode.observe(timing.encoding_s())

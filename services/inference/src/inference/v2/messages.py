@@ -45,6 +45,10 @@ class Output:
     offset: int = 0
     size: int = 0
 
+    @property
+    def is_text(self) -> bool:
+        return self.classes > 0 or not (self.binary or self.region)
+
 
 @dataclass(frozen=True)
 class InferRequest:
