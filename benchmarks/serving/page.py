@@ -21,7 +21,7 @@ def render(run: Row) -> str:
     return "\n\n".join([
         "# Serving", "Written from serving.json by `./run bench serving --docs`; by the rules of "
         "[protocol.md](../../benchmarks/protocol.md).", machine(run),
-        "## One JPEG a request", about(run), table(run), *floor(run), "## Aims", aims(run),
+        "## One JPEG a request", about(run), drawing(run), table(run), *floor(run), "## Aims", aims(run),
         "## Beside the bare engine", engine(run), *_rest(run)]) + "\n"
 
 
@@ -57,6 +57,16 @@ def table(run: Row) -> str:
     lines += [f"| {NAMES[key]} | {BODIES[FORMS[key]]} | not measured: {why} |" + " |" * 9
               for key, why in run["missing"].items()]
     return "\n".join(lines)
+
+
+def drawing(run: Row) -> str:
+    """A bar a server, of those that measured it; GitHub draws it."""
+    bars = {NAMES[key].replace(", JPEG as the body", ""): _median(run, key, 64, "per_s")
+            for key in ("lanner", *PEERS) if key != FLOOR and key in {row["server"] for row in run["rows"]}}
+    names = ", ".join(f'"{name}"' for name in bars)
+    return "\n".join(["```mermaid", "xychart-beta horizontal", '  title "requests/s with 64 connections"',
+                      f"  x-axis [{names}]", '  y-axis "requests/s"',
+                      f"  bar [{', '.join(f'{per_s:.0f}' for per_s in bars.values())}]", "```"])
 
 
 def floor(run: Row) -> list[str]:

@@ -38,6 +38,15 @@ def test_every_page_of_figures_names_its_command_date_and_versions(page):
     assert re.search(r"\bcores?\b", text), f"{page.name}: no machine"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_index_has_every_page_with_a_command_of_it(page):
+    rows = [row for row in (TOP / "docs" / "benchmarks.md").read_text().splitlines()
+            if f"](benchmarks/{page.name})" in row]
+    assert len(rows) == 1, f"docs/benchmarks.md: one row for {page.name}, not {len(rows)}"
+    command = re.findall(r"`((?:python|\./run) [^`]+)`", rows[0])[0]
+    assert f"`{command}" in page.read_text(), f"{page.name} has no `{command}`"
+
+
 def test_the_documents_are_what_the_recorded_run_gives(hardware, docs):
     hardware.write_docs(docs)
     for name in ("hardware.md", "benchmarks/gpu.md"):
