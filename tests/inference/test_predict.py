@@ -2,14 +2,19 @@
 
 import base64
 import io
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from inference import codec
 from shared import artifacts
 
 from .conftest import BLUE, GREEN, RED, png, publish_model, publish_variant
@@ -53,6 +58,26 @@ def test_the_answer_names_what_answered(serving: FlaskClient, root: Path) -> Non
     assert [t["index"] for t in top][0] == 0
     assert sum(t["probability"] for t in top) == pytest.approx(1, abs=1e-4)
     assert [t["probability"] for t in top] == sorted((t["probability"] for t in top), reverse=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 70).flatmap(lambda classes: st.tuples(
+    st.lists(st.lists(st.floats(0, 1, width=32) | st.just(math.nan), min_size=classes, max_size=classes), max_size=9),
+    st.lists(st.text(), min_size=classes, max_size=classes))), st.integers(1, 99))
+def test_the_likeliest_are_written_as_json_whatever_the_labels_and_the_numbers(
+        drawn: tuple[list[list[float]], list[str]], k: int) -> None:
+    rows, labels = drawn
+    scores = np.array(rows, np.float32).reshape(-1, len(labels))
+    for row, text in zip(scores, codec.top(scores, codec.entries(labels), k), strict=True):
+        top = json.loads(text, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))["top"]
+        assert len(top) == min(k, len(labels)) == len({entry["index"] for entry in top})
+        for entry in top:
+            assert entry["label"] == labels[entry["index"]]
+            score = float(row[entry["index"]])
+            assert entry["probability"] == (None if math.isnan(score) else pytest.approx(score, abs=5.1e-7))
+        if not np.isnan(row).any():
+            best = sorted(row.tolist(), reverse=True)[:k]
+            assert [float(row[entry["index"]]) for entry in top] == best
 
 
 def test_top_k_bounds_the_labels(serving: FlaskClient) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,9 +143,11 @@ def test_what_can_not_be_answered_in_time_is_turned_away_at_once(ask: Callable[.
     session.go.set()
     first.result(10)
     session.go.clear()
-    second = ask(1)  # a run takes a tenth of the first one's 0.3 s, as far as is known
+    assert predictor._run_s > 0.02  # a tenth of the first one's 0.3 s
+    predictor._run_s = 60.0
+    second = ask(1)
     with pytest.raises(Unavailable, match="too many images wait already"):
-        predictor.answer(images(2), time.monotonic() + 0.01)
+        predictor.answer(images(2), time.monotonic() + 9)
     session.go.set()
     assert results([second]) == [[1]]
 
@@ -155,13 +158,31 @@ def test_more_images_than_a_run_has_lately_take_longer_in_proportion(ask: Callab
     session.running.wait(10)
     predictor._run_s = 0.01
     waiting = [ask(i) for i in range(1, 20)]
-    assert predictor.is_full(0.19)
+    assert predictor.is_full(0.18)
     assert not predictor.is_full(0.21)
     with pytest.raises(Unavailable, match="too many images wait already"):
-        predictor.answer(images(2), queue_s=0.19)
+        predictor.answer(images(2), queue_s=0.18)
     session.go.set()
     assert results([first, *waiting]) == [[i] for i in range(20)]
     assert not predictor.is_full(0.0)
+
+
+def test_what_comes_as_a_long_run_ends_does_not_wait_for_the_whole_of_one(
+        ask: Callable[..., Scores], predictor: Predictor, session: HeldSession,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ask(0)
+    session.running.wait(10)
+    predictor._run_s, now = 10.0, time.monotonic()
+    assert predictor.is_full(4.0)
+    monkeypatch.setattr("inference.predictor.time", SimpleNamespace(monotonic=lambda: now + 7.0))
+    assert not predictor.is_full(4.0)
+    assert predictor.is_full(2.0)
+    monkeypatch.setattr("inference.predictor.time", SimpleNamespace(monotonic=lambda: now + 99.0))
+    assert not predictor.is_full(0.0)  # it takes longer than they do lately: it may be over at any time
+    assert predictor.is_full(9.0, more=1)
+    monkeypatch.undo()
+    session.go.set()
+    assert results([first]) == [[0]]
 
 
 def test_a_failing_run_fails_its_requests_and_no_later_one(ask: Callable[..., Scores], session: HeldSession) -> None:

@@ -2,12 +2,15 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from heapq import nlargest
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+import orjson
 from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.formparser import FormDataParser
@@ -23,6 +26,7 @@ JPEG_PIXELS = 8  # to a byte
 HEAD = 4096  # bytes of an image that are looked through for its size; a multiple of 4, as base64 has it
 NO_FRAME = (0xC4, 0xC8, 0xCC)  # of the markers from SOF0 to SOF15: DHT, JPG, DAC
 FEW = 64  # classes that are sorted sooner than the largest are picked
+SEVERAL = 8  # rows that NumPy sorts sooner
 NO_IMAGES = 'the body is not {"images": ["<base64>", ...]}'
 Image = tuple[str, bytes]  # what to call it in an error, its bytes
 
@@ -126,12 +130,37 @@ def _decode(image: Image, row: np.ndarray) -> None:
         raise Refused(f"{name}{said}", "bad_image") from None
 
 
-def top(scores: np.ndarray, labels: Sequence[str], k: int) -> list[dict[str, Any]]:
-    """The k likeliest of each row of float32 [N, classes], best first; probabilities to 6 decimals."""
-    classes = range(len(labels))
-    return [{"top": [{"label": labels[i], "index": i, "probability": round(row[i], 6)}
-                     for i in (sorted(classes, key=row.__getitem__, reverse=True)[:k] if len(row) <= FEW else
-                               nlargest(k, classes, row.__getitem__))]} for row in scores.tolist()]
+def entries(labels: Sequence[str]) -> list[bytes]:
+    """What `top` writes before the probability of each class."""
+    return [b'{"label":%b,"index":%d,"probability":' % (orjson.dumps(label), i) for i, label in enumerate(labels)]
+
+
+def top(scores: np.ndarray, entries: Sequence[bytes], k: int) -> list[bytes]:
+    """The k likeliest of each row of float32 [N, classes] as JSON, best first; probabilities to 6 decimals.
+
+    entries: of the classes, as `entries` makes them. All else of the text is written here: objects for a JSON library
+    take three times as long.
+    """
+    k, classes, rows, found = min(k, len(entries)), range(len(entries)), scores.tolist(), []
+    form, together = _form(k), len(rows) >= SEVERAL and len(classes) <= FEW
+    orders = np.argsort(-scores, axis=1, kind="stable")[:, :k].tolist() if together else (
+        sorted(classes, key=row.__getitem__, reverse=True)[:k] if len(row) <= FEW else
+        nlargest(k, classes, row.__getitem__) for row in rows)
+    for row, order in zip(rows, orders, strict=True):
+        values = tuple([part for i in order for part in (entries[i], row[i])])
+        found.append(form % values if math.isfinite(sum(row)) else _with_null(order, row, entries))
+    return found
+
+
+@lru_cache(64)
+def _form(k: int) -> bytes:
+    return b'{"top":[%b]}' % b",".join([b"%b%.6f}"] * k)
+
+
+def _with_null(order: Sequence[int], row: Sequence[float], entries: Sequence[bytes]) -> bytes:
+    """What is no number can't be written as one."""
+    return b'{"top":[%b]}' % b",".join(
+        entries[i] + (b"%.6f}" % row[i] if math.isfinite(row[i]) else b"null}") for i in order)
 
 
 def _check_text(text: bytes) -> None:

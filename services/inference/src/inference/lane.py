@@ -19,7 +19,7 @@ from inference.batch import Answer
 from inference.codec import JPEG, JPEG_PIXELS, top, weight
 from inference.fast import IS_JSON, Route
 from inference.loaded import Served
-from inference.predict import RULE, render
+from inference.predict import RULE, begin, render
 from inference.predictor import SMOOTH, Closed, NotInTime
 from inference.scores import DEADLINE_S, LIGHT, late, model_called
 from inference.steps import Ask
@@ -218,10 +218,11 @@ class Group:
             request.connection.fail(error)
 
     def _bodies(self, scores: np.ndarray) -> list[bytes]:
-        labels, most = self._served.loaded.spec.labels, {r.top_k for r in self.requests}
-        found = top(scores, labels, *most) if len(most) == 1 else [
-            top(row[None], labels, r.top_k)[0] for row, r in zip(scores, self.requests, strict=True)]
-        return [render(self._name, self._served, [one]) for one in found]
+        entries, most = self._served.loaded.entries, {r.top_k for r in self.requests}
+        found = top(scores, entries, *most) if len(most) == 1 else [
+            top(row[None], entries, r.top_k)[0] for row, r in zip(scores, self.requests, strict=True)]
+        beginning = begin(self._name, self._served)
+        return [render(beginning, [one]) for one in found]
 
     def _count(self, answer: Answer, encoding: int, requests: Sequence[Request]) -> None:
         """encoding: when that began."""

@@ -6,10 +6,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from inference.codec import entries
 from inference.metrics import Meters
 from inference.pace import Pace
 from inference.predictor import INLINE_S, Predictor
@@ -44,6 +46,11 @@ class Loaded:
     threads: int
     batch: int
     fitted: bool
+
+    @cached_property
+    def entries(self) -> list[bytes]:
+        """Of its labels, for `codec.top`."""
+        return entries(self.spec.labels)
 
 
 class Memory:

@@ -54,6 +54,7 @@ class Predictor:
         self._owner: SimpleQueue[bool] | None = None  # of its thread: whether it leads now, or may end
         self._under_way: deque[Batch] = deque()  # begun by `go`, whose thread alone changes it, as the one below
         self._looked_at = 0.0  # when it looked last
+        self._began = 0.0  # when the latest batch did
         self._numbers = itertools.count()
         self.ended = threading.Event()  # the Session is closed
         self.ran_at = -float("inf")  # when the last run ended, of time.monotonic()
@@ -221,10 +222,11 @@ class Predictor:
 
     def _ahead_s(self, more: int = 0) -> float:
         """Until the run of what comes behind `more` images begins: as long as a run takes lately, in proportion for
-        more images.
+        more images, less what has passed of the present one.
         """
         count = self._count + more
-        return self._run_s * max(1.0, count / self._run_images) if count else 0.0
+        passed = time.monotonic() - max(self._began, self.ran_at) if self._busy else 0.0
+        return self._run_s * max(1.0, count / self._run_images) - min(passed, self._run_s) if count else 0.0
 
     def _wait(self, mine: Answer) -> None:
         """Until it is done, or until this thread has run what waited, this one too unless more urgent ones came."""
@@ -325,7 +327,8 @@ class Predictor:
             self._finish(self._begin(batch))
 
     def _begin(self, answers: Sequence[Answer]) -> Batch:
-        batch = Batch(answers, sum(len(a.images) for a in answers), time.monotonic(), Run([]))
+        self._began = time.monotonic()
+        batch = Batch(answers, sum(len(a.images) for a in answers), self._began, Run([]))
         try:
             parts = [a.images for a in answers]
             batch.begun = (self._session.begin(parts) if batch.count <= self.at_once else
