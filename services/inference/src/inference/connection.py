@@ -326,7 +326,7 @@ class Connection(asyncio.BufferedProtocol):
         self.reply(status, body, headers)
 
     def reply(self, status: int, body: bytes, headers: Headers) -> None:
-        """Send the answer, which is counted already, unless the client is gone; then go on with its next request."""
+        """Send the answer, which its caller counts, unless the client is gone; then go on with its next request."""
         self.leaving = None
         if self._transport.is_closing():
             return

@@ -68,6 +68,7 @@ class Lane:
         self._waiting: list[Request] = []  # of this turn, as the three below
         self._refused, self._full, self._begun = 0, False, False
         self._decode_s = 0.0  # lately, of an image
+        self._begins: tuple[Served, bytes] | None = None
         self._ended, self._took_s = 0.0, 0.0  # when the last turn did, and what its end took
         self._unread_s = 0.0  # that this turn's requests waited before they were read
 
@@ -96,6 +97,12 @@ class Lane:
         """Let it run with the others of this turn."""
         self._begin()
         self._waiting.append(Request(connection, route, body, time.monotonic_ns()))
+
+    def beginning(self, served: Served) -> bytes:
+        """Of the answers; the same until another one is served."""
+        if self._begins is None or self._begins[0] is not served:
+            self._begins = served, begin(self.name, served)
+        return self._begins[1]
 
     def _served(self) -> Served | None:
         return self.api.loaded.pointed(self.name, self._alias)
@@ -168,7 +175,7 @@ class Group:
     """Requests whose images run as one."""
 
     def __init__(self, lane: Lane, served: Served):
-        self._api, self._name, self._served = lane.api, lane.name, served
+        self._api, self._name, self._served, self._beginning = lane.api, lane.name, served, lane.beginning(served)
         self._front, self._model = lane.front, (lane.model, served.version)
         self.requests: list[Request] = []
         self._waits = False
@@ -204,10 +211,12 @@ class Group:
             self.fail(e, self.requests)
             return
         told = [(r, body) for r, body in zip(self.requests, bodies, strict=True) if not r.left]
-        self._count(answer, began, [r for r, _ in told])
+        ended = time.monotonic_ns()
         for request, body in told:
             request.over = True
             request.connection.reply(200, body, IS_JSON)
+        # Clients read and ask again meanwhile; who asks for what was counted is heard by this thread, later.
+        self._count(answer, began, ended, [r for r, _ in told])
 
     def fail(self, error: Exception, requests: Sequence[Request]) -> None:
         """Tell it to all that are not answered and have not gone the usual way."""
@@ -221,14 +230,13 @@ class Group:
         entries, most = self._served.loaded.entries, {r.top_k for r in self.requests}
         found = top(scores, entries, *most) if len(most) == 1 else [
             top(row[None], entries, r.top_k)[0] for row, r in zip(scores, self.requests, strict=True)]
-        beginning = begin(self._name, self._served)
-        return [render(beginning, [one]) for one in found]
+        return [render(self._beginning, [one]) for one in found]
 
-    def _count(self, answer: Answer, encoding: int, requests: Sequence[Request]) -> None:
-        """encoding: when that began."""
+    def _count(self, answer: Answer, encoding: int, ended: int, requests: Sequence[Request]) -> None:
+        """encoding, ended: when writing the answers began and was over."""
         meters, count, input_ns = self._api.meters, len(requests), [r.input_ns for r in requests]
-        self._api.statistics.together(self._model, [r.began for r in requests], input_ns, answer, encoding)
+        self._api.statistics.together(self._model, [r.began for r in requests], input_ns, answer, encoding, ended)
         meters.decode.observe(*(ns / 1e9 for ns in input_ns))
-        meters.encode.observe(*[(time.monotonic_ns() - encoding) / 1e9 / count] * count)
+        meters.encode.observe(*[(ended - encoding) / 1e9 / count] * count)
         meters.predicted(self._name, count)
         meters.answered("POST", RULE, 200, count)

@@ -171,12 +171,12 @@ class Statistics:
         return took[math.ceil(0.99 * len(took)) - 1] / 1e6 if took else None
 
     def together(self, model: Model, began: Sequence[int], input_ns: Sequence[int], answer: Answer,
-                 answered: int) -> None:
+                 answered: int, now: int) -> None:
         """Count requests of one image each that ran as one Answer and are answered now; as `end`, once for all.
 
         began: of each, ns of time.monotonic_ns(); input_ns: what its decoding took; answered: when the Answer came.
         """
-        run, now, count = answer.run, time.monotonic_ns(), len(began)
+        run, count = answer.run, len(began)
         assert run is not None
         took, decoding = count * now - sum(began), sum(input_ns)
         queued = count * (int(1e9 * answer.since) + answer.waited_ns) - sum(began) - decoding
