@@ -120,7 +120,8 @@ def hardware(result: Result, images: Mapping[str, Any], engines: Result) -> str:
     rows += [(f"image with DEVICE=gpu: {service}",
               f"built {images[service]['date']}: {_list(images[service]['versions'])}" if service in images
               else "checked only") for service in SHOWN]
-    rows += [("several GPUs: one training on all, or leases of several", "checked only"),
+    rows += [("several GPUs: one training on all, leases of several, processes of the API spread over them",
+              "checked only"),
              ("TensorRT's layer of the images: optimization, inference", "checked only: it needs NVIDIA's own index"),
              ("containers with a GPU reserved", "checked only: the rendered Compose file is tested")]
     return INTRODUCTION + "".join(f"| {part} | {state} |\n" for part, state in rows)

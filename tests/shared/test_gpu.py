@@ -55,6 +55,35 @@ def test_an_old_driver_and_no_gpu_are_refused_with_the_remedy(smi):
         gpu.check()
 
 
+SHARE = """
+import sys
+from pathlib import Path
+from shared import gpu
+print(gpu.share(Path(sys.argv[1]), 3).uuid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_that_serve_spread_over_the_gpus_of_one_model(smi, tmp_path):
+    smi(A, "GPU-old, Tesla T4, 580.65.06, 15360, 7.5", B)
+
+    def started():
+        return subprocess.Popen([sys.executable, "-c", SHARE, str(tmp_path)], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    processes = [started() for _ in range(3)]
+    try:
+        assert sorted(p.stdout.readline() for p in processes) == ["GPU-a\n", "GPU-a\n", "GPU-b\n"]
+        assert "3 processes of this API have a GPU already" in started().communicate()[1]
+        processes[0].communicate()  # it ends, and its successor takes its place
+        processes.append(started())
+        assert processes[-1].stdout.readline() in ("GPU-a\n", "GPU-b\n")
+    finally:
+        for p in processes:
+            p.kill()
+            p.communicate()
+
+
 def test_no_gpu_is_said_to_the_job(smi, root):
     smi()
     with pytest.raises(Unavailable, match="nvidia-smi shows none"), gpu.lease(root, lambda: None):

@@ -21,6 +21,7 @@ from shared.errors import Refused, Unavailable
 # The oldest driver that runs CUDA 12 programs: CUDA 12 release notes, table "CUDA Toolkit and Minimum Required Driver
 # Version for CUDA Minor Version Compatibility" (docs.nvidia.com/cuda/cuda-toolkit-release-notes), Linux x86_64.
 MIN_DRIVER = (525, 60, 13)
+_kept: list[BinaryIO] = []  # locks of this process, which end with it
 FIELDS = "uuid,name,driver_version,memory.total,compute_cap"
 
 
@@ -113,6 +114,29 @@ def lease(root: Path, waiting: Callable[[], None], count: int = 1) -> Iterator[l
                 time.sleep(0.5)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(g.uuid for g in mine)
         yield mine
+
+
+def share(folder: Path, processes: int) -> Gpu:
+    """The GPU of one of so many processes that do the same: each takes the next one, and all are of the first one's
+    model. It stays the process's for as long as that lives, others may have it, too.
+
+    folder: where nobody but these processes leaves anything. Sets CUDA_VISIBLE_DEVICES to the GPU, so it must be called
+    before any CUDA library is used. Raises Unavailable: none can be seen, or more processes than there should be.
+    """
+    gpus = find()
+    alike = [gpu for gpu in gpus if gpu.name == gpus[0].name]
+    if not alike:
+        raise Unavailable("no GPU can be seen now, though one was when the API began: look at the driver's log on the "
+                          "host, or set DEVICE=cpu", "gpu_missing")
+    for number in range(processes):
+        file = open(folder / f"{number}.gpu", "ab")  # noqa: SIM115
+        if _lock(file):
+            _kept.append(file)
+            mine = alike[number % len(alike)]
+            os.environ["CUDA_VISIBLE_DEVICES"] = mine.uuid
+            return mine
+        file.close()
+    raise Unavailable(f"{processes} processes of this API have a GPU already", "gpu_missing")
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -40,10 +40,11 @@ from inference.v2 import routes as v2
 from inference.v2.gpu_metrics import GpuMetrics
 from inference.v2.shared_memory import Regions
 from inference.v2.statistics import ModelMetrics
-from shared import tracing
+from shared import gpu, tracing
 from shared.ledger import Ledger
 from shared.settings import Settings, load, threads
 
+log = logging.getLogger("lanner.api")
 PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
@@ -96,6 +97,8 @@ def serve() -> Flask:
     settings = load()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     several = settings.http_processes > 1
+    if settings.device == "gpu":
+        log.info("predictions run on %s", gpu.share(behind().parent, settings.http_processes))
     app = create_app(settings, Peers(behind().parent if several else None))
     assert isinstance(app.wsgi_app, FastPath)
     Front(app.wsgi_app, behind()).start(settings.host, settings.port, several)

@@ -15,7 +15,7 @@ EVERY_S = 0.25
 def tell(statistics: Statistics, redis: "Redis", device: str) -> None:
     """Start the thread that says it for as long as the process lives, whenever something was answered.
 
-    device: gpu or cpu, as in the settings; of several GPUs the first answers.
+    device: gpu or cpu, as in the settings; a process of the API has one GPU.
     """
     cards = gpu.find() if device == "gpu" else []
     name = cards[0].uuid if cards else "cpu"
