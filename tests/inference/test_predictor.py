@@ -167,6 +167,13 @@ def test_more_images_than_a_run_has_lately_take_longer_in_proportion(ask: Callab
     assert not predictor.is_full(0.0)
 
 
+def test_idle_it_counts_only_what_would_run_before(predictor: Predictor) -> None:
+    predictor._run_s, predictor._run_images = 0.1, 10.0
+    assert not predictor.is_full(0.0)
+    assert not predictor.is_full(0.02, more=1)  # which runs with it, and takes a tenth of ten
+    assert predictor.is_full(0.02, more=3)
+
+
 def test_what_comes_as_a_long_run_ends_does_not_wait_for_the_whole_of_one(
         ask: Callable[..., Scores], predictor: Predictor, session: HeldSession,
         monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,12 +221,14 @@ class Predictor:
             raise Unavailable(BUSY, "busy")
 
     def _ahead_s(self, more: int = 0) -> float:
-        """Until the run of what comes behind `more` images begins: as long as a run takes lately, in proportion for
-        more images, less what has passed of the present one.
+        """Until the run of what comes behind `more` images begins: as long as a run takes lately, in proportion to its
+        images; what runs already takes a whole one at least, of which some has passed.
         """
-        count = self._count + more
-        passed = time.monotonic() - max(self._began, self.ran_at) if self._busy else 0.0
-        return self._run_s * max(1.0, count / self._run_images) - min(passed, self._run_s) if count else 0.0
+        runs = (self._count + more) / self._run_images
+        if not self._busy:
+            return self._run_s * runs
+        passed = time.monotonic() - max(self._began, self.ran_at)
+        return self._run_s * max(1.0, runs) - min(passed, self._run_s)
 
     def _wait(self, mine: Answer) -> None:
         """Until it is done, or until this thread has run what waited, this one too unless more urgent ones came."""
