@@ -174,6 +174,21 @@ def test_of_several_images_or_of_a_variant_nothing_is_run_once_the_client_is_gon
     assert granian.seen == []
 
 
+def test_a_form_is_read_beside_the_loop(connect: Callable[[], socket.socket], front: Front,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = list[bool]()
+    monkeypatch.setattr(front, "aside", lambda work, steps, loads: aside.append(loads) or Front.aside(
+        front, work, steps, loads))
+    form = b"".join(b'--b\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\n' + IMAGE + b"\r\n"
+                    for _ in range(20)) + b"--b--\r\n"
+    connection = connect()
+    connection.sendall(b"POST /v1/models/colors/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n"
+                       b"Content-Type: multipart/form-data; boundary=b\r\n\r\n%b" % (len(form), form))
+    status, _, body = answer(connection)
+    assert (status, len(json.loads(body)["predictions"])) == (200, 20)
+    assert aside == [False]
+
+
 def test_many_probabilities_are_written_as_text_beside_the_loop(
         connect: Callable[[], socket.socket], front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     aside, connection = list[bool](), connect()

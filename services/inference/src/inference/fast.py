@@ -16,7 +16,7 @@ from werkzeug.http import parse_options_header
 
 from inference import errors, predict
 from inference.body import read_declared
-from inference.codec import images_of, is_of_images, is_one_image
+from inference.codec import FORM, images_of, is_of_images, is_one_image
 from inference.context import Api
 from inference.reply import STATUS, Headers
 from inference.scores import LIGHT, PRODUCTION, model_called
@@ -145,9 +145,10 @@ class FastPath:
     def _predict(self, name: str, asked: Asked, traceparent: str, content_type: str,
                  body: bytes | memoryview) -> Steps[tuple[bytes, Headers]]:
         kind, params = parse_options_header(content_type)
-        if len(body) > LIGHT and not is_one_image(kind.lower()):  # there is much to read before an image is decoded
+        kind = kind.lower()
+        if kind == FORM or (len(body) > LIGHT and not is_one_image(kind)):  # to read that takes long, too
             yield None
-        images = images_of(kind.lower(), params, bytes(body))
+        images = images_of(kind, params, bytes(body))
         with self.api.statistics.request(model_called(name, asked.alias), traceparent) as timing:
             return (yield from predict.label(self.api, timing, name, images, asked.alias, asked.version, asked.variant,
                                              asked.top_k)), IS_JSON
