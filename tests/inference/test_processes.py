@@ -18,6 +18,7 @@ from inference.peers import Peers
 from inference.statistics import Figures, Sum, added_up
 from shared import artifacts
 from shared.errors import NotFound, Unavailable
+from shared.fitted import write_fits
 
 from .conftest import RED, Server, png, publish_model, start_server, until
 
@@ -60,6 +61,24 @@ def test_the_candidate_s_answers_in_all_processes_are_added_up(root: Path, valke
         assert (told["disagreements"], told["confusion"]) == (40, [{"production": "red", "candidate": "blue",
                                                                     "images": 40}])
         assert told["run_ms"]["candidate"]["runs"] == 40
+    finally:
+        server.process.terminate()
+        server.process.wait(20)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(0, 2), (1, 1)], ids=["here", "elsewhere"])
+def test_as_many_processes_as_the_card_says_start_by_themselves(root: Path, valkey: Any, cores: int, expected: int,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts.promote(root, "colors", "production", publish_model(root, "colors", "m-1"), "onnx-fp32", by="test")
+    rows = [{"processes": n, "threads": 1, "batch": 8} for n in (1, 2)]
+    write_fits(root, "m-1", len(os.sched_getaffinity(0)) + cores, 0, {
+        "onnx-fp32": {"device": "cpu", **rows[1], "by_processes": rows}})
+    monkeypatch.setenv("HTTP_PROCESSES", "0")
+    server = start_server(root, valkey.url)
+    try:
+        until(lambda: len(workers(server)) == expected and statuses(server) == {200})
+        told = json.loads(server.call("GET", "/readyz")[1])["models"][0]
+        assert told["fitted"] is (cores == 0)
     finally:
         server.process.terminate()
         server.process.wait(20)

@@ -6,14 +6,17 @@ it holds, and the API takes its defaults.
 
 import logging
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.artifacts import now, read_json, write_json
+from shared.artifacts import aliases, names, now, read_json, versions, write_json
 from shared.errors import LannerError, NotFound
 
 log = logging.getLogger("lanner.fitted")
+MOST_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -41,20 +44,44 @@ def read_fit(root: Path, model: str, variant: str, cores: int, processes: int = 
 
     None where nothing was, or what is written can't be used.
     """
-    try:
-        found = read_json(_path(root, model))
-        if (found["cpu"], found["cores"], found["schema"]) != (cpu_name(), cores, 2):
-            return None
-        entry = found["variants"][variant]
+    fit: Fit | None = None
+    with _unusable(model):
+        found, entry = _entry(root, model, variant, cores)
         best = {row["processes"]: row for row in entry["by_processes"]}[processes]
         fit = Fit(int(best["threads"]), int(best["batch"]), str(entry["device"]), bool(found["target_ms"]))
-    except NotFound:
-        return None
-    except (LannerError, LookupError, TypeError, ValueError) as e:
-        if not isinstance(e, LookupError):
-            log.warning("%s: the serving figures beside its card are left alone: %s", model, e)
-        return None
-    return fit if 1 <= fit.threads <= cores and fit.batch >= 1 else None
+    return fit if fit and 1 <= fit.threads <= cores and fit.batch >= 1 else None
+
+
+def processes(root: Path, cores: int) -> int:
+    """With how many processes what production points at serves most on this host: of several Names the most, 1 where
+    nothing was found.
+    """
+    most = 1
+    for name in names(root):
+        record = aliases(root, name).get("production", {})
+        model = versions(root, name).get(record.get("version", 0), "")
+        with _unusable(model):
+            most = max(most, min(MOST_PROCESSES, int(_entry(root, model, record["variant"], cores)[1]["processes"])))
+    return most
+
+
+def _entry(root: Path, model: str, variant: str, cores: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file beside a card, and what it says of this Variant. Raises LookupError where that is not of this host."""
+    found = read_json(_path(root, model))
+    if (found["cpu"], found["cores"], found["schema"]) != (cpu_name(), cores, 2):
+        raise LookupError
+    return found, found["variants"][variant]
+
+
+@contextmanager
+def _unusable(model: str) -> Iterator[None]:
+    """What is not there, or not of this host, is nothing; what makes no sense is said."""
+    try:
+        yield
+    except (NotFound, LookupError):
+        pass
+    except (LannerError, TypeError, ValueError) as e:
+        log.warning("%s: the serving figures beside its card are left alone: %s", model, e)
 
 
 def cpu_name() -> str:

@@ -61,7 +61,8 @@ DESCRIPTIONS = {
     "cifar10_url": "the official CIFAR-10 archive, binary edition",
     "upload_limit_mib": "largest dataset upload",
     "request_limit_mib": "largest body of a prediction request",
-    "http_processes": "processes that answer, each with the models in its memory, and in that of its GPU",
+    "http_processes": "processes that answer, each with the models in its memory, and in that of its GPU; 0 for as "
+                      "many as what is promoted was fitted to when the API starts",
     "queue_ms": "milliseconds that a prediction may wait for its turn before it is turned away, 0 for 10 s",
     "loaded_mib": "files of variants in memory, beyond which those asked for least recently go; 0 for the last four",
     "system_shared_memory": "on or off: whether clients of this host may hand over tensors in its shared memory",
@@ -127,8 +128,8 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"SERVING_P99_MS={settings.serving_p99_ms} can't be: expected 0 or more")
     if not 0 <= settings.shadow_share <= 1:
         raise SettingsError(f"SHADOW_SHARE={settings.shadow_share} can't be: expected 0 to 1")
-    if not 1 <= settings.http_processes <= 256:
-        raise SettingsError(f"HTTP_PROCESSES={settings.http_processes} can't be: expected 1 to 256")
+    if not 0 <= settings.http_processes <= 256:
+        raise SettingsError(f"HTTP_PROCESSES={settings.http_processes} can't be: expected 0 to 256")
     for name in ("queue_ms", "loaded_mib"):
         if getattr(settings, name) < 0:
             raise SettingsError(f"{name.upper()}={getattr(settings, name)} can't be: expected 0 or more")

@@ -13,8 +13,8 @@ from granian.log import LogLevels
 
 from inference.body import BODY_SLOTS
 from inference.front import BEHIND, behind
-from shared import gpu
-from shared.settings import load
+from shared import fitted, gpu
+from shared.settings import load, threads
 
 SPARE_THREADS = 64  # for requests without a body while every body slot waits for a slow client
 LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-cu12", "cuda-bindings", "ai-edge-litert")
@@ -62,12 +62,16 @@ def main() -> None:
         check_gpu()
     # granian advises against many threads for compute; ours wait, for a slow client or for the Predictor
     logging.getLogger("_granian").addFilter(lambda record: "seems quite high" not in record.getMessage())
+    processes = settings.http_processes or fitted.processes(settings.artifacts, threads(settings))
+    os.environ["HTTP_PROCESSES"] = str(processes)  # what those that answer read
+    if not settings.http_processes:
+        logging.getLogger("lanner.inference").info("HTTP_PROCESSES=0: %d, as what is promoted was fitted", processes)
     keep_sigterm_over_a_fork()
     check_address(settings.host, settings.port)
     with tempfile.TemporaryDirectory(prefix="lanner-") as folder:
         os.environ[BEHIND] = f"{folder}/api.sock"
         Granian("inference.app:serve", factory=True, interface=Interfaces.WSGI, uds=behind(),
-                workers=settings.http_processes, blocking_threads=BODY_SLOTS + SPARE_THREADS,
+                workers=processes, blocking_threads=BODY_SLOTS + SPARE_THREADS,
                 workers_kill_timeout=DRAIN_S, websockets=False, log_level=LogLevels(settings.log_level.lower())).serve()
 
 

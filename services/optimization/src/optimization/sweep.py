@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shared.fitted import MOST_PROCESSES
 from shared.images import decode
 from shared.runtimes import Session
 
@@ -28,7 +29,6 @@ BATCHES = (8, 16, 32, 64)
 ROUNDS, SLICE_S = 3, 0.08  # each choice gets as many slices, the order reversed every second time
 LEAST_RUNS = 3  # of a slice
 PICTURES = 64
-MOST_PROCESSES = 8
 PATIENCE_S = 60.0  # for a process to start, or to measure a slice
 NEAR = 0.05  # rates within 5 % of the best count as equal: then fewer processes, fewer threads, and `choose`'s batch
 Rate = tuple[float, list[float]]  # images/s; seconds of each image
