@@ -12,6 +12,7 @@ import json
 import select
 import socket
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -121,7 +122,8 @@ class Load:
         self.took.setdefault(0, []).append(0.0)
         del self._all[connection.number]
         connection.socket.close()
-        self._open()
+        with suppress(OSError):  # the server may be gone
+            self._open()
 
     def _result(self) -> dict[str, float]:
         good = np.array(self.took.get(200, [0.0]))

@@ -11,7 +11,7 @@ from inference.memory import Memory
 from inference.metrics import Meters
 from shared import artifacts
 from shared.artifacts import read_json, write_json
-from shared.fitted import write_fits
+from shared.fitted import processes, write_fits
 from shared.runtimes import MAX_BATCH
 from shared.runtimes.onnx import OnnxSession
 
@@ -57,6 +57,17 @@ def test_a_file_that_is_no_json_stops_no_variant(client: FlaskClient, root: Path
     assert served(client, root)["fitted"] is False
 
 
+def test_the_most_processes_of_several_names_whatever_is_damaged(root: Path) -> None:
+    assert processes(root, CORES) == 1
+    for name, model, found in (("colors", "m-1", 2), ("shades", "m-2", 4), ("broken", "m-3", 8), ("odd", "m-4", "x")):
+        artifacts.promote(root, name, "production", publish_model(root, name, model), "onnx-fp32", by="test")
+        write_fits(root, model, CORES, 0, {"onnx-fp32": {**ENTRY, "processes": found}})
+    publish_model(root, "unpromoted", "m-5")
+    (root / "aliases/broken/production.json").write_text("{")
+    assert processes(root, CORES) == 4
+    assert processes(root, CORES + 1) == 1
+
+
 @pytest.mark.parametrize(("target_ms", "tried", "taken"), [(0, 64, 256), (0, 32, 32), (9, 64, 64)])
 def test_of_a_session_for_larger_batches_the_target_alone_keeps_them_small(
         root: Path, monkeypatch: pytest.MonkeyPatch, target_ms: int, tried: int, taken: int) -> None:
@@ -78,8 +89,8 @@ def test_several_processes_take_what_was_found_for_as_many(root: Path) -> None:
     write_fits(root, "m-1", 8, 0, {"onnx-fp32": {"device": "cpu", "by_processes": [
         {"processes": 1, "threads": 8, "batch": 64}, {"processes": 4, "threads": 2, "batch": 16}]}})
     publish_model(root, "colors", "m-1")
-    for processes, chosen in ((1, (8, 64, True)), (4, (2, 16, True)), (2, (4, MAX_BATCH, False))):
-        memory = Memory(root, Meters(), cores=8, processes=processes)
+    for count, chosen in ((1, (8, 64, True)), (4, (2, 16, True)), (2, (4, MAX_BATCH, False))):
+        memory = Memory(root, Meters(), cores=8, processes=count)
         loaded = memory.get(("m-1", "onnx-fp32"))
         assert (loaded.threads, loaded.batch, loaded.fitted) == chosen
         memory.close()

@@ -16,9 +16,27 @@ from hypothesis import strategies as st
 
 from inference.front import Front
 from inference.heads import BEGINNINGS, environ_of, may_be_plain
+from inference.scores import LIGHT
+from inference.steps import LOAD, WRITE, Aside
 from shared.stack import free_port
 
-from .conftest import BLUE, GREEN, HEAD, IMAGE, RED, SIZE, Granian, Held, answer, answers, label, png, request, until
+from .conftest import (
+    BLUE,
+    GREEN,
+    HEAD,
+    IMAGE,
+    RED,
+    SIZE,
+    Granian,
+    Held,
+    answer,
+    answers,
+    label,
+    png,
+    publish_model,
+    request,
+    until,
+)
 
 
 def test_requests_sent_at_once_are_answered_in_order(connect: Callable[[], socket.socket], granian: Granian) -> None:
@@ -89,6 +107,7 @@ def test_however_a_request_arrives_in_pieces(connect: Callable[[], socket.socket
     request(more="\r\nSec-Fetch-Site: cross-site"),
     request(more="\r\nLong: " + "x" * 20_000),
     request().replace(b"image/png", b"text/plain"),
+    request().replace(b"image/png", b"image/png" + b";" * 300),
 ])
 def test_what_is_not_plain_reaches_granian_to_the_byte(connect: Callable[[], socket.socket], granian: Granian,
                                                        odd: bytes) -> None:
@@ -174,26 +193,43 @@ def test_of_several_images_or_of_a_variant_nothing_is_run_once_the_client_is_gon
     assert granian.seen == []
 
 
-def test_a_form_is_read_beside_the_loop(connect: Callable[[], socket.socket], front: Front,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    aside = list[bool]()
-    monkeypatch.setattr(front, "aside", lambda work, steps, loads: aside.append(loads) or Front.aside(
-        front, work, steps, loads))
-    form = b"".join(b'--b\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\n' + IMAGE + b"\r\n"
-                    for _ in range(20)) + b"--b--\r\n"
+def form(images: int) -> bytes:
+    return b"".join(b'--b\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\n' + IMAGE + b"\r\n"
+                    for _ in range(images)) + b"--b--\r\n"
+
+
+def as_json(images: int) -> bytes:
+    return json.dumps({"images": [b64encode(IMAGE).decode()] * images}).encode()
+
+
+@pytest.mark.parametrize(("query", "kind", "body", "expected"), [
+    ("", "multipart/form-data; boundary=b", form(2), [None]),
+    ("", "application/json", as_json(1), []),
+    ("", "application/json", as_json(40), [None]),  # few bytes that take long to be decoded
+    ("?version=1", "image/png", IMAGE, [None]),  # its folder is read
+    ("?version=2", "image/png", IMAGE, [None, LOAD]),
+    ("?variant=none", "image/png", IMAGE, [None]),
+], ids=["form", "json", "many", "version", "load", "unknown"])
+def test_what_takes_long_is_done_beside_the_loop(connect: Callable[[], socket.socket], front: Front, root: Path,
+                                                 monkeypatch: pytest.MonkeyPatch, query: str, kind: str, body: bytes,
+                                                 expected: list[Aside | None]) -> None:
+    publish_model(root, "colors", "m-2")
+    aside = list[Aside | None]()
+    monkeypatch.setattr(front, "aside", lambda work, steps, what: aside.append(what) or Front.aside(
+        front, work, steps, what))
+    assert len(body) < LIGHT
     connection = connect()
-    connection.sendall(b"POST /v1/models/colors/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n"
-                       b"Content-Type: multipart/form-data; boundary=b\r\n\r\n%b" % (len(form), form))
-    status, _, body = answer(connection)
-    assert (status, len(json.loads(body)["predictions"])) == (200, 20)
-    assert aside == [False]
+    connection.sendall(f"POST /v1/models/colors/predict{query} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+                       f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    assert answer(connection)[0] == (404 if "none" in query else 200)
+    assert aside == expected
 
 
 def test_many_probabilities_are_written_as_text_beside_the_loop(
         connect: Callable[[], socket.socket], front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    aside, connection = list[bool](), connect()
-    monkeypatch.setattr(front, "aside", lambda work, steps, loads: aside.append(loads) or Front.aside(
-        front, work, steps, loads))
+    aside, connection = list[Aside | None](), connect()
+    monkeypatch.setattr(front, "aside", lambda work, steps, what: aside.append(what) or Front.aside(
+        front, work, steps, what))
     text = json.dumps({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, SIZE, SIZE, 3],
                                    "data": [0] * (SIZE * SIZE * 3)}]})
     binary = json.dumps({**json.loads(text), "parameters": {"binary_data_output": True}})
@@ -202,9 +238,8 @@ def test_many_probabilities_are_written_as_text_beside_the_loop(
     several = json.dumps({"images": [b64encode(IMAGE).decode()] * 2}).encode()
     asked.append(b"POST /v1/models/colors/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                  b"Content-Length: %d\r\n\r\n%b" % (len(several), several))
-    for most, expected in ((1 << 14, []), (2, [True, True])):
-        monkeypatch.setattr("inference.predict.MANY", most)
-        monkeypatch.setattr("inference.v2.infer.MANY", most)
+    for most, expected in ((1 << 12, []), (2, [WRITE, WRITE])):
+        monkeypatch.setattr("inference.scores.MANY", most)
         for body in asked:
             connection.sendall(body)
             assert answer(connection)[0] == 200

@@ -217,7 +217,7 @@ def test_a_client_that_left_in_the_same_turn_is_counted_once(app: Flask, serving
     statistics = app.extensions["lanner"].statistics
     served = app.extensions["lanner"].loaded.pointed("colors", "production")
     lane = SimpleNamespace(front=SimpleNamespace(fast=SimpleNamespace(api=app.extensions["lanner"])),
-                           api=app.extensions["lanner"], name="colors", model="colors")
+                           api=app.extensions["lanner"], name="colors", model="colors", beginning=lambda served: b"")
     group = Group(lane, served)  # type: ignore[arg-type]
     entry = SimpleNamespace(left=False, over=True, began=time.monotonic_ns())
     before = statistics.snapshot()
@@ -264,16 +264,16 @@ def test_relative_artifacts_are_made_absolute(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_replaced_variant_is_asked_for_again_in_a_thread_that_may_wait(root: Path) -> None:
-    """`scores` says Load before it resolves again: the front's loop must not load."""
+    """`scores` says LOAD before it resolves again: the front's loop must not load."""
     spec = SimpleNamespace(size=SIZE)
     predictor = SimpleNamespace(check=lambda *a: None)
     served = SimpleNamespace(version=1, loaded=SimpleNamespace(predictor=predictor, spec=spec))
     resolved: list[int] = []
     context = SimpleNamespace(settings=SimpleNamespace(queue_ms=0), meters=Meters(), loaded=SimpleNamespace(
-        is_ready=lambda *a: True, resolve=lambda *a: resolved.append(1) or served))
+        is_at_hand=lambda *a: True, resolve=lambda *a: resolved.append(1) or served))
     timing = SimpleNamespace(found=lambda v: None, input_ns=0)
     steps = scores(context, timing, "colors", "production", None, None,  # type: ignore[arg-type]
-                   lambda size: np.zeros((1, size, size, 3), np.uint8), 0)
+                   lambda size: np.zeros((1, size, size, 3), np.uint8), 0, 0)
     assert isinstance(next(steps), Ask)
     assert steps.throw(Closed()) is LOAD
     assert len(resolved) == 1

@@ -1,8 +1,10 @@
 """Predictions that one turn of the front's loop reads: answered as Flask answers each, whatever else is among them."""
 
+import gc
 import json
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -77,6 +79,15 @@ def runs(app: Flask) -> list[int]:
 
     predictor._session.run = noted
     return found
+
+
+def test_a_variant_that_is_unloaded_is_kept_by_nobody(front: Front, connect: Callable[[], socket.socket],
+                                                      app: Flask) -> None:
+    loaded = app.extensions["lanner"].loaded
+    predictor = weakref.ref(loaded.pointed("colors", "production").loaded.predictor)
+    assert [status for status, _ in together(front, connect, [jpeg(IMAGES[RED])])] == [200]
+    loaded.unload("colors")
+    until(lambda: gc.collect() is not None and predictor() is None)
 
 
 def counted(front: Front, app: Flask) -> Figures:

@@ -167,6 +167,18 @@ def test_more_images_than_a_run_has_lately_take_longer_in_proportion(ask: Callab
     assert not predictor.is_full(0.0)
 
 
+@pytest.mark.parametrize("count", [65, 30])
+def test_what_takes_long_is_not_run_by_the_thread_that_answers_however_soon_runs_were_over(
+        predictor: Predictor, session: HeldSession, count: int) -> None:
+    """65 images run in pieces; 30 take thirty times as long as the one image of late."""
+    session.go.set()
+    predictor._run_s, told = 0.0005, threading.Event()
+    predictor.submit(images(1, count), lambda answer: told.set())
+    predictor.go()
+    assert told.wait(10)
+    assert session.threads.isdisjoint({threading.get_ident()})
+
+
 def test_idle_it_counts_only_what_would_run_before(predictor: Predictor) -> None:
     predictor._run_s, predictor._run_images = 0.1, 10.0
     assert not predictor.is_full(0.0)

@@ -74,7 +74,8 @@ def test_processes_that_serve_spread_over_the_gpus_of_one_model(smi, tmp_path):
     processes = [started() for _ in range(3)]
     try:
         assert sorted(p.stdout.readline() for p in processes) == ["GPU-a\n", "GPU-a\n", "GPU-b\n"]
-        assert "3 processes of this API have a GPU already" in started().communicate()[1]
+        processes.append(started())  # one that is to end is replaced before it does
+        assert processes[-1].stdout.readline() in ("GPU-a\n", "GPU-b\n")
         processes[0].communicate()  # it ends, and its successor takes its place
         processes.append(started())
         assert processes[-1].stdout.readline() in ("GPU-a\n", "GPU-b\n")
@@ -82,6 +83,18 @@ def test_processes_that_serve_spread_over_the_gpus_of_one_model(smi, tmp_path):
         for p in processes:
             p.kill()
             p.communicate()
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, "GPU-b"), ("0,1", "GPU-old"), ("1,0", "GPU-b")])
+def test_the_most_capable_serves_where_nobody_chose(smi, tmp_path, monkeypatch, visible, expected):
+    smi("GPU-old, Tesla T4, 580.65.06, 15360, 7.5", B)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    kept = []
+    monkeypatch.setattr(gpu, "_kept", kept)
+    assert gpu.share(tmp_path, 1).uuid == expected == os.environ["CUDA_VISIBLE_DEVICES"]
+    kept[0].close()
+    os.environ.pop("CUDA_VISIBLE_DEVICES")
 
 
 def test_no_gpu_is_said_to_the_job(smi, root):

@@ -58,9 +58,9 @@ def processes(root: Path, cores: int) -> int:
     """
     most = 1
     for name in names(root):
-        record = aliases(root, name).get("production", {})
-        model = versions(root, name).get(record.get("version", 0), "")
-        with _unusable(model):
+        with _unusable(name):
+            record = aliases(root, name)["production"]
+            model = versions(root, name)[record["version"]]
             most = max(most, min(MOST_PROCESSES, int(_entry(root, model, record["variant"], cores)[1]["processes"])))
     return most
 
@@ -74,14 +74,14 @@ def _entry(root: Path, model: str, variant: str, cores: int) -> tuple[dict[str, 
 
 
 @contextmanager
-def _unusable(model: str) -> Iterator[None]:
+def _unusable(what: str) -> Iterator[None]:
     """What is not there, or not of this host, is nothing; what makes no sense is said."""
     try:
         yield
     except (NotFound, LookupError):
         pass
     except (LannerError, TypeError, ValueError) as e:
-        log.warning("%s: the serving figures beside its card are left alone: %s", model, e)
+        log.warning("%s: what its card says of serving is left alone: %s", what, e)
 
 
 def cpu_name() -> str:

@@ -37,9 +37,8 @@ class Gpu:
 
 
 def find() -> list[Gpu]:
-    """The GPUs this process may use, in the driver's order; empty where there is no driver.
-
-    Honours CUDA_VISIBLE_DEVICES when it lists indices or uuids.
+    """The GPUs this process may use, in the driver's order or that of CUDA_VISIBLE_DEVICES, which may list indices or
+    uuids; empty where there is no driver.
     """
     try:
         # Its exit status says that one GPU is in trouble even where it lists the others.
@@ -54,7 +53,8 @@ def find() -> list[Gpu]:
     if chosen is None:
         return gpus
     wanted = [c.strip() for c in chosen.split(",") if c.strip()]
-    return [g for i, g in enumerate(gpus) if str(i) in wanted or g.uuid in wanted]
+    named = {**{str(i): g for i, g in enumerate(gpus)}, **{g.uuid: g for g in gpus}}
+    return list(dict.fromkeys(named[name] for name in wanted if name in named))
 
 
 def _mib(text: str) -> int:
@@ -117,26 +117,31 @@ def lease(root: Path, waiting: Callable[[], None], count: int = 1) -> Iterator[l
 
 
 def share(folder: Path, processes: int) -> Gpu:
-    """The GPU of one of so many processes that do the same: each takes the next one, and all are of the first one's
-    model. It stays the process's for as long as that lives, others may have it, too.
+    """The GPU of one of so many processes that do the same: each takes the next one, and all are of one model: that of
+    the first in CUDA_VISIBLE_DEVICES, else the most capable. Others may have it, too.
 
     folder: where nobody but these processes leaves anything. Sets CUDA_VISIBLE_DEVICES to the GPU, so it must be called
-    before any CUDA library is used. Raises Unavailable: none can be seen, or more processes than there should be.
+    before any CUDA library is used. Raises Unavailable: none can be seen.
     """
     gpus = find()
-    alike = [gpu for gpu in gpus if gpu.name == gpus[0].name]
-    if not alike:
+    if not gpus:
         raise Unavailable("no GPU can be seen now, though one was when the API began: look at the driver's log on the "
                           "host, or set DEVICE=cpu", "gpu_missing")
-    for number in range(processes):
-        file = open(folder / f"{number}.gpu", "ab")  # noqa: SIM115
+    # Without a choice the most capable, as CUDA has it by itself.
+    first = gpus[0] if "CUDA_VISIBLE_DEVICES" in os.environ else max(
+        gpus, key=lambda gpu: (float(gpu.capability or 0), gpu.memory_mib))
+    alike = [gpu for gpu in gpus if gpu.name == first.name]
+    number = os.getpid()  # where all have theirs: one that is to end is replaced before it does
+    for free in range(processes):
+        file = open(folder / f"{free}.gpu", "ab")  # noqa: SIM115
         if _lock(file):
             _kept.append(file)
-            mine = alike[number % len(alike)]
-            os.environ["CUDA_VISIBLE_DEVICES"] = mine.uuid
-            return mine
+            number = free
+            break
         file.close()
-    raise Unavailable(f"{processes} processes of this API have a GPU already", "gpu_missing")
+    mine = alike[number % len(alike)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = mine.uuid
+    return mine
 
 
 def _lock(file: BinaryIO) -> bool:

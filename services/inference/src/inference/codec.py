@@ -5,7 +5,6 @@ import binascii
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from heapq import nlargest
 from io import BytesIO
 from typing import Any
 
@@ -22,10 +21,11 @@ from shared.images import decode_into
 MAX_IMAGES = 256
 MEGAPIXEL = 1 << 20
 JPEG = b"\xff\xd8\xff"
-JPEG_PIXELS = 8  # to a byte
+JPEG_PIXELS = 8  # of a photograph, to a byte
+LEAST_JPEG, LEAST = 512, 6144  # bytes that the smallest image of JPEG, and of another format, is as slow as
 HEAD = 4096  # bytes of an image that are looked through for its size; a multiple of 4, as base64 has it
 NO_FRAME = (0xC4, 0xC8, 0xCC)  # of the markers from SOF0 to SOF15: DHT, JPG, DAC
-FEW = 64  # classes that are sorted sooner than the largest are picked
+FEW = 64  # classes that are sorted sooner than the largest are picked, and likeliest that are written soon
 SEVERAL = 8  # rows that NumPy sorts sooner
 NO_IMAGES = 'the body is not {"images": ["<base64>", ...]}'
 FORM = "multipart/form-data"  # of many small parts 32 KiB take 15 ms to read
@@ -69,9 +69,13 @@ def images_of(kind: str, params: Mapping[str, str], body: bytes) -> list[Image]:
         images = [("the image", body)]
     if not images:
         raise Refused("the request has no image", "no_image")
-    if len(images) > MAX_IMAGES:
-        raise Refused(f"the request has {len(images)} images, at most {MAX_IMAGES} are accepted", "too_many_images")
+    _check_number(len(images))
     return images
+
+
+def _check_number(images: int) -> None:
+    if images > MAX_IMAGES:
+        raise Refused(f"the request has {images} images, at most {MAX_IMAGES} are accepted", "too_many_images")
 
 
 def weight(start: bytes, size: int) -> int:
@@ -80,7 +84,7 @@ def weight(start: bytes, size: int) -> int:
     start: its bytes, or the first of them. Its pixels count, too: a byte holds thousands where they are all alike.
     """
     pixels, a_byte = _pixels(start)
-    return max(size, pixels // a_byte) if pixels else MEGAPIXEL
+    return max(size, pixels // a_byte, LEAST_JPEG if a_byte == JPEG_PIXELS else LEAST) if pixels else MEGAPIXEL
 
 
 def _pixels(start: bytes) -> tuple[int, int]:
@@ -141,15 +145,31 @@ def top(scores: np.ndarray, entries: Sequence[bytes], k: int) -> list[bytes]:
     entries: of the classes, as `entries` makes them. All else of the text is written here: objects for a JSON library
     take three times as long.
     """
-    k, classes, rows, found = min(k, len(entries)), range(len(entries)), scores.tolist(), []
-    form, together = _form(k), len(rows) >= SEVERAL and len(classes) <= FEW
-    orders = np.argsort(-scores, axis=1, kind="stable")[:, :k].tolist() if together else (
-        sorted(classes, key=row.__getitem__, reverse=True)[:k] if len(row) <= FEW else
-        nlargest(k, classes, row.__getitem__) for row in rows)
-    for row, order in zip(rows, orders, strict=True):
-        values = tuple([part for i in order for part in (entries[i], row[i])])
-        found.append(form % values if math.isfinite(sum(row)) else _with_null(order, row, entries))
+    k, classes, found = min(k, len(entries)), len(entries), []
+    form = _form(k)
+    orders, rows = _of_few(scores, k) if classes <= FEW else _of_many(scores, k)
+    for order, row in zip(orders, rows, strict=True):
+        values: tuple[Any, ...] = tuple([part for i in order for part in (entries[i], row[i])])
+        found.append(form % values if math.isfinite(sum(values[1::2])) else _with_null(values))
     return found
+
+
+def _of_few(scores: np.ndarray, k: int) -> tuple[list[list[int]], list[list[float]]]:
+    """Of each row the classes of its k largest scores, the largest first, and its scores by class."""
+    rows = scores.tolist()
+    if len(rows) >= SEVERAL:
+        return np.argsort(-scores, axis=1, kind="stable")[:, :k].tolist(), rows
+    return [sorted(range(len(row)), key=row.__getitem__, reverse=True)[:k] for row in rows], rows
+
+
+def _of_many(scores: np.ndarray, k: int) -> tuple[list[list[int]], list[dict[int, float]]]:
+    """As `_of_few`, with the scores of those classes alone."""
+    some = np.argpartition(-scores, min(k, scores.shape[1] - 1), axis=1)[:, :k]
+    some.sort(axis=1)  # of equal ones the first class is first
+    order = np.take_along_axis(some, np.argsort(-np.take_along_axis(scores, some, 1), axis=1, kind="stable"), 1)
+    orders = order.tolist()
+    return orders, [dict(zip(o, best, strict=True))
+                    for o, best in zip(orders, np.take_along_axis(scores, order, 1).tolist(), strict=True)]
 
 
 @lru_cache(64)
@@ -157,10 +177,11 @@ def _form(k: int) -> bytes:
     return b'{"top":[%b]}' % b",".join([b"%b%.6f}"] * k)
 
 
-def _with_null(order: Sequence[int], row: Sequence[float], entries: Sequence[bytes]) -> bytes:
+def _with_null(values: Sequence[Any]) -> bytes:
     """What is no number can't be written as one."""
     return b'{"top":[%b]}' % b",".join(
-        entries[i] + (b"%.6f}" % row[i] if math.isfinite(row[i]) else b"null}") for i in order)
+        entry + (b"%.6f}" % score if math.isfinite(score) else b"null}")
+        for entry, score in zip(values[::2], values[1::2], strict=True))
 
 
 def _check_text(text: bytes) -> None:
@@ -173,6 +194,7 @@ def _of_json(body: dict[str, Any]) -> list[Image]:
     texts = body.get("images")
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts) or len(body) != 1:
         raise Refused(NO_IMAGES, "malformed")
+    _check_number(len(texts))
     images = []
     for i, text in enumerate(texts):
         try:

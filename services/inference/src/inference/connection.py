@@ -12,7 +12,7 @@ from inference.fast import Route
 from inference.pipe import LINGER_S, Pipe, first
 from inference.predictor import NotInTime
 from inference.reply import Headers
-from inference.steps import LOAD, Ask, Load, Steps
+from inference.steps import Aside, Ask, Steps
 
 if TYPE_CHECKING:
     from inference.front import Front
@@ -23,13 +23,13 @@ AHEAD = 64 << 10  # bytes that a client may send before its last request is answ
 
 
 class Outcome:
-    """Where the steps of a request stand: at an Ask, before what takes long (None, Load), over or failed."""
+    """Where the steps of a request stand: at an Ask, before what takes long (None, Aside), over or failed."""
 
     __slots__ = ("ask", "error", "over", "result")
 
     def __init__(self, steps: Steps[Any], answer: Answer | None = None, error: Exception | None = None):
         """Go on as far as it goes without waiting."""
-        self.ask: Ask | Load | None = None
+        self.ask: Ask | Aside | None = None
         self.error: Exception | None = None
         self.over, self.result = False, None
         try:
@@ -213,17 +213,19 @@ class Connection(asyncio.BufferedProtocol):
         self._intake.give(taken)
         if len(body) > PIECE:
             yield None
-        return (yield from route.steps(body))
+        steps = route.steps(body)
+        del body  # the steps let go of it when they have read it
+        return (yield from steps)
 
     def _joined(self, route: Route, parts: list[bytes], taken: int) -> Steps[Any]:
         """The steps of a body in parts, which count as taken until a thread has them."""
         try:
             yield None
-            body = b"".join(parts)
+            steps = route.steps(b"".join(parts))
             parts.clear()
         finally:
             self._intake.give(taken)
-        return (yield from route.steps(body))
+        return (yield from steps)
 
     def begin(self, steps: Steps[Any]) -> None:
         """Answer the request by these."""
@@ -293,7 +295,7 @@ class Connection(asyncio.BufferedProtocol):
                 if isinstance(outcome.ask, Ask):
                     self._answer = self._front.submit(self, outcome.ask)
                 else:
-                    self._front.aside(self._elsewhere, steps, loads=outcome.ask is LOAD)
+                    self._front.aside(self._elsewhere, steps, outcome.ask)
                 return
             except Exception as e:
                 outcome = Outcome(steps, error=e)

@@ -16,12 +16,13 @@ from werkzeug.http import parse_options_header
 
 from inference import errors, predict
 from inference.body import read_declared
-from inference.codec import FORM, images_of, is_of_images, is_one_image
+from inference.codec import FEW, FORM, images_of, is_of_images, is_one_image
 from inference.context import Api
 from inference.reply import STATUS, Headers
 from inference.scores import LIGHT, PRODUCTION, model_called
-from inference.steps import LOAD, Steps, finish
+from inference.steps import WRITE, Steps, finish
 from inference.v2 import infer
+from shared.errors import Unavailable
 
 NAME = "[a-z0-9][a-z0-9_-]{0,62}"
 PREDICT = re.compile(f"/v1/models/({NAME})/predict")
@@ -32,6 +33,7 @@ LENGTH = re.compile("[1-9][0-9]{0,11}")
 UNUSUAL = frozenset(("HTTP_CONTENT_ENCODING", "HTTP_TRANSFER_ENCODING", "HTTP_SEC_FETCH_SITE", "HTTP_ORIGIN"))
 JSON, BINARY = "application/json", "application/octet-stream"
 IS_JSON: Headers = [("Content-Type", JSON)]
+LONG_TYPE = 256  # characters of a Content-Type; a longer one takes long to take apart, and is Flask's
 ALIGNED = 64  # bytes: a processor's line
 Start = Callable[[str, Headers], Any]
 
@@ -104,14 +106,17 @@ class FastPath:
         """What answers a request without Flask; None where Flask must."""
         path, size, trace = environ["PATH_INFO"], self._size(environ), environ.get("HTTP_TRACEPARENT", "")
         if size and (found := PREDICT.fullmatch(path)):
-            kind, asked = environ.get("CONTENT_TYPE", ""), _asked(environ.get("QUERY_STRING", ""))
-            if asked is None or not is_of_images(parse_options_header(kind)[0].lower()):
+            told, asked = environ.get("CONTENT_TYPE", ""), _asked(environ.get("QUERY_STRING", ""))
+            if asked is None or len(told) > LONG_TYPE:
                 return None
-            route = Route(size, path, predict.RULE, partial(self._predict, found[1], asked, trace, kind))
+            kind, params = parse_options_header(told)
+            if not is_of_images(kind := kind.lower()):
+                return None
+            route = Route(size, path, predict.RULE, partial(self._predict, found[1], asked, trace, kind, params))
             if not asked.is_pointed:
                 return route
             return replace(route, is_full=partial(self._is_full, found[1], asked), name=found[1],
-                           asked=asked if is_one_image(kind) else None)
+                           asked=asked if is_one_image(kind) and asked.top_k <= FEW else None)
         if size and (found := INFER.fullmatch(path)):
             version = int(found[2]) if found[2] else None
             header = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
@@ -131,8 +136,12 @@ class FastPath:
         served, queue_ms = self.api.loaded.pointed(name, asked.alias), self.api.settings.queue_ms
         if served is None or not queue_ms or not served.loaded.predictor.is_full(queue_ms / 1000):
             return False
-        self.api.statistics.refused((model_called(name, asked.alias), served.version))
+        self._refused(name, asked)
         return True
+
+    def _refused(self, name: str, asked: Asked) -> None:
+        if served := self.api.loaded.pointed(name, asked.alias):
+            self.api.statistics.refused((model_called(name, asked.alias), served.version))
 
     def _room(self, model: str, size: int, header: str) -> memoryview:
         """For a whole body; the tensor lies at a multiple of ALIGNED."""
@@ -142,13 +151,16 @@ class FastPath:
         found = served.loaded.predictor.room(whole) if served else np.empty(whole, np.uint8).data
         return found[before:]
 
-    def _predict(self, name: str, asked: Asked, traceparent: str, content_type: str,
+    def _predict(self, name: str, asked: Asked, traceparent: str, kind: str, params: Mapping[str, str],
                  body: bytes | memoryview) -> Steps[tuple[bytes, Headers]]:
-        kind, params = parse_options_header(content_type)
-        kind = kind.lower()
         if kind == FORM or (len(body) > LIGHT and not is_one_image(kind)):  # to read that takes long, too
-            yield None
+            try:
+                yield None
+            except Unavailable:
+                self._refused(name, asked)
+                raise
         images = images_of(kind, params, bytes(body))
+        del body  # it may be large, and what waits from here on has the images
         with self.api.statistics.request(model_called(name, asked.alias), traceparent) as timing:
             return (yield from predict.label(self.api, timing, name, images, asked.alias, asked.version, asked.variant,
                                              asked.top_k)), IS_JSON
@@ -158,7 +170,7 @@ class FastPath:
         with self.api.statistics.request(model_called(*infer.place(model)), traceparent) as timing:
             answer, json_size = yield from infer.ask(self.api, timing, model, version, body, header)
         if accepted and len(answer) > LIGHT:
-            yield LOAD  # compressing takes long, too, and is never turned away: the answer is there
+            yield WRITE  # compressing takes long, too
         answer, encoded = infer.compressed(answer, accepted)
         if json_size is None:
             return answer, [*IS_JSON, *encoded]

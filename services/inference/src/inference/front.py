@@ -32,7 +32,7 @@ from inference.heads import ends, environ_of
 from inference.lane import Lane
 from inference.pipe import Pipe
 from inference.predictor import BUSY, SMOOTH, Predictor
-from inference.steps import Ask, Steps
+from inference.steps import Aside, Ask, Steps
 from shared.errors import Unavailable
 
 log = logging.getLogger("lanner.front")
@@ -42,7 +42,7 @@ LOOK_S = 1.0  # how often stalled requests are looked for
 SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
 BACKLOG = 1024
 BEHIND = "LANNER_BEHIND"  # from the process that starts granian to the one that serves: the socket between them
-LONG = 16  # threads for what takes long: as many that decode large images as that load
+LONG = 16  # threads for each kind of what takes long
 
 
 def behind() -> Path:
@@ -64,7 +64,8 @@ class Front:
         self.fast, self.behind, self.stall_s = fast, behind, stall_s
         self.loop = asyncio.new_event_loop()
         self._decoding = ThreadPoolExecutor(LONG, thread_name_prefix="front")
-        self._loading = ThreadPoolExecutor(LONG, thread_name_prefix="front-load")
+        self._others = {what: ThreadPoolExecutor(LONG, thread_name_prefix=f"front-{what.name.lower()}")
+                        for what in Aside}
         self._aside, self._aside_s = 0, 0.0  # what decodes or waits to, and how long that takes lately
         self.open: set[Connection | Pipe] = set()
         self.scratch = memoryview(bytearray(SCRATCH))  # what a socket has is read here, and taken away at once
@@ -139,13 +140,13 @@ class Front:
             lane = self._lanes[route.name, route.asked.alias] = Lane(self, route.name, route.asked.alias)
         return lane if lane.takes(body) else None
 
-    def aside(self, work: Callable[[Steps[Any]], None], steps: Steps[Any], loads: bool) -> None:
-        """Have a thread do it. loads: a Variant, or waits for that, which holds up no image that is to be decoded.
+    def aside(self, work: Callable[[Steps[Any]], None], steps: Steps[Any], what: Aside | None) -> None:
+        """Have a thread do it. Who loads, or waits for that, holds up nobody else.
 
         Raises Unavailable where, by what decoding takes lately, its turn would not come within QUEUE_MS.
         """
-        if loads:
-            self._loading.submit(work, steps)
+        if what is not None:
+            self._others[what].submit(work, steps)
             return
         queue_ms, rounds = self.fast.api.settings.queue_ms, self._aside // LONG
         if queue_ms and rounds * self._aside_s > queue_ms / 1000:
@@ -191,7 +192,8 @@ class Front:
         with suppress(asyncio.CancelledError):
             self.loop.run_until_complete(self._listening)
         self._decoding.shutdown()
-        self._loading.shutdown()
+        for others in self._others.values():
+            others.shutdown()
         self.loop.close()
 
     async def _listen(self) -> None:

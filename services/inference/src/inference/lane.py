@@ -8,6 +8,7 @@ goes that way instead, and fails there.
 
 import logging
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +69,7 @@ class Lane:
         self._waiting: list[Request] = []  # of this turn, as the three below
         self._refused, self._full, self._begun = 0, False, False
         self._decode_s = 0.0  # lately, of an image
-        self._begins: tuple[Served, bytes] | None = None
+        self._begins: tuple[weakref.ref[Served], bytes] | None = None
         self._ended, self._took_s = 0.0, 0.0  # when the last turn did, and what its end took
         self._unread_s = 0.0  # that this turn's requests waited before they were read
 
@@ -100,8 +101,8 @@ class Lane:
 
     def beginning(self, served: Served) -> bytes:
         """Of the answers; the same until another one is served."""
-        if self._begins is None or self._begins[0] is not served:
-            self._begins = served, begin(self.name, served)
+        if self._begins is None or self._begins[0]() is not served:  # what is replaced must not be kept
+            self._begins = weakref.ref(served), begin(self.name, served)
         return self._begins[1]
 
     def _served(self) -> Served | None:

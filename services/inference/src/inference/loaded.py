@@ -115,6 +115,19 @@ class LoadedModels:
         return Found(version, *key, Spec.of(artifacts.open_artifact(self._root, f"variants/{'/'.join(key)}",
                                                                     hashes=False)), "")
 
+    def is_at_hand(self, name: str, alias: str, version: int | None = None, variant: str | None = None) -> bool:
+        """Whether `resolve` loads nothing, and waits for nothing that does.
+
+        Of a version or a variant that is read from the volume.
+        """
+        pointed = self._aliases.get((name, alias))
+        if name in self._unloaded or (version is None and (pointed is None or variant is None)):
+            return name in self._unloaded or pointed is not None
+        try:
+            return self._memory.peek(self._locate(name, pointed, version, variant)[1]) is not None
+        except LannerError:
+            return True  # that is said at once
+
     def is_ready(self, name: str, alias: str, version: int | None = None) -> bool:
         """Whether a request is answered without loading anything first."""
         pointed = self._aliases.get((name, alias))

@@ -8,9 +8,9 @@ from flask import Blueprint, Response, request
 from inference.codec import HEAD, Image, decode_all, images_of_request, top, weight
 from inference.context import Api, api
 from inference.loaded import Served
-from inference.scores import MANY, PRODUCTION, model_called, scores
+from inference.scores import PRODUCTION, many, model_called, scores
 from inference.statistics import Timing
-from inference.steps import LOAD, Steps, finish
+from inference.steps import WRITE, Steps, finish
 from shared.errors import Refused
 from shared.jobs import check_id
 
@@ -42,9 +42,9 @@ def label(context: Api, timing: Timing, name: str, images: Sequence[Image], alia
     """The answer as JSON. Raises as `scores` does, and Refused for an image that can't be decoded."""
     work = sum(weight(data[:HEAD], len(data)) for _, data in images)
     served, found = yield from scores(context, timing, name, alias, version, variant,
-                                      lambda size: decode_all(images, size), work)
-    if found.size > MANY:
-        yield LOAD
+                                      lambda size: decode_all(images, size), work, len(images))
+    if many(found, k):
+        yield WRITE
     body = render(begin(name, served), top(found, served.loaded.entries, k))
     context.meters.encode.observe(timing.encoding_s())
     return body

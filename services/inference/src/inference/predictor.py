@@ -26,6 +26,7 @@ MAX_WAITING = 4096  # images
 BUSY = "too many images wait already: send fewer at a time, or later"
 LAST = 1 << 63  # the priority of what has none
 INLINE_S = 0.001  # a run that is over so soon is run by whoever asks
+LARGER = 4  # so many times that may take of which there are more images than in those of late
 LOOKED_AT_S = 0.005  # one that is over so soon is looked at again and again; for a longer one a thread waits
 SMOOTH = 0.1  # the weight of the latest run in what a run takes and has
 
@@ -118,7 +119,9 @@ class Predictor:
             follows = 0 < len(self._under_way) < self._session.ahead and not pieces
             begins = bool(self._waiting) and (follows or not self._busy)
             over = self._closed and not self._busy and not self._waiting  # all that waited since `close` is given up
-            here = follows or self._is_soon or (self.is_quick and not pieces)
+            next_s = self._run_s * max(1.0, min(self._count, self.most) / self._run_images)
+            soon = self._is_soon and not pieces and next_s < LARGER * self._inline_s
+            here = follows or soon or (self._is_quick_ahead and not pieces)
             if begins:
                 self._busy = True
                 if not here:
@@ -126,7 +129,7 @@ class Predictor:
             elif over and not self._alone:
                 self._wake(leads=False)
         if begins and here:
-            if follows or (self._session.ahead > 1 and not pieces and (ahead or not self._is_soon)):
+            if follows or (self._session.ahead > 1 and (ahead or not soon)):
                 self._begin_more()
                 if not self._under_way:  # all that waited has been given up meanwhile
                     self._hand_over()
@@ -174,12 +177,17 @@ class Predictor:
     @property
     def is_quick(self) -> bool:
         """Whether runs are over so soon that whoever asks runs them, or has them run while it does other work."""
-        return self._is_soon or (self._alone and self._session.ahead > 1 and self._run_s < LOOKED_AT_S)
+        return self._is_soon or self._is_quick_ahead
 
     @property
     def _is_soon(self) -> bool:
         """Whether whoever asks waits until they are over, whatever else it could do meanwhile."""
         return self._alone and self._run_s < self._inline_s
+
+    @property
+    def _is_quick_ahead(self) -> bool:
+        """Whether runs are looked at again and again by whoever began them."""
+        return self._alone and self._session.ahead > 1 and self._run_s < LOOKED_AT_S
 
     @property
     def at_once(self) -> int:
@@ -225,7 +233,7 @@ class Predictor:
         images; what runs already takes a whole one at least, of which some has passed.
         """
         runs = (self._count + more) / self._run_images
-        if not self._busy:
+        if not self._busy or not self._count:
             return self._run_s * runs
         passed = time.monotonic() - max(self._began, self.ran_at)
         return self._run_s * max(1.0, runs) - min(passed, self._run_s)

@@ -5,6 +5,7 @@ Flask's routes drive it in their thread, `finish`; the front, which has one thre
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 import numpy as np
@@ -26,12 +27,17 @@ class Ask:
     queue_s: float = float("inf")
 
 
-class Load:
-    """What comes next may load a Variant, or wait for others that load."""
+class Aside(Enum):
+    """What comes next takes long, and is no work on what was sent, as None is: to decode large images.
+
+    LOAD may load a Variant, or wait for others that load. WRITE writes an answer, which is turned away no more.
+    """
+
+    LOAD, WRITE = range(2)
 
 
-LOAD = Load()
-Steps = Generator[Ask | Load | None, Answer | None, T]  # None: what comes next takes long, as a large image
+LOAD, WRITE = Aside.LOAD, Aside.WRITE
+Steps = Generator[Ask | Aside | None, Answer | None, T]
 
 
 def finish(steps: Steps[T]) -> T:

@@ -12,9 +12,9 @@ from werkzeug.http import parse_accept_header
 from inference.body import JSON_LIMIT, read
 from inference.context import Api, api
 from inference.predictor import LAST
-from inference.scores import DEADLINE_S, LIGHT, MANY, PRODUCTION, model_called, scores
+from inference.scores import DEADLINE_S, LIGHT, PRODUCTION, many, model_called, scores
 from inference.statistics import Timing
-from inference.steps import LOAD, Steps, finish
+from inference.steps import WRITE, Steps, finish
 from inference.v2.answers import respond, to_images, weigh
 from inference.v2.messages import InferRequest, parse, raw
 from shared.errors import NotFound, Refused
@@ -44,16 +44,17 @@ def ask(context: Api, timing: Timing, model: str, version: int | None, body: byt
     if (int(header[:20]) if header and header.isdecimal() else len(body)) > LIGHT:  # bytes of JSON
         yield None
     asked = _parse(context, model, body, header)
+    encoded = asked.tensor.array.size if asked.tensor.datatype == "BYTES" else 0
     patience_s = min(DEADLINE_S, asked.timeout_us / 1e6) if asked.timeout_us else DEADLINE_S
     try:
         served, found = yield from scores(context, timing, name, alias, version, asked.variant,
                                           lambda size: to_images(model, asked.tensor, size), weigh(asked.tensor),
-                                          patience_s, asked.priority or LAST)
+                                          encoded, patience_s, asked.priority or LAST)
     except NotFound as e:
         raise unknown(model, version, e) from None
     loaded = served.loaded
-    if found.size > MANY and any(output.is_text for output in asked.outputs):
-        yield LOAD
+    if any(output.is_text and many(found, output.classes or found.shape[1]) for output in asked.outputs):
+        yield WRITE
     answer = respond(asked, model, served.version, {"variant": loaded.variant}, found, loaded.spec.labels,
                      context.regions.write)
     context.meters.encode.observe(timing.encoding_s())
