@@ -87,7 +87,7 @@ def test_processes_that_serve_spread_over_the_gpus_of_one_model(smi, tmp_path):
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, "GPU-b"), ("0,1", "GPU-old"), ("1,0", "GPU-b")])
 def test_the_most_capable_serves_where_nobody_chose(smi, tmp_path, monkeypatch, visible, expected):
-    smi("GPU-old, Tesla T4, 580.65.06, 15360, 7.5", B)
+    smi("GPU-old, Tesla T4, 580.65.06, 15360, 7.5", B, "GPU-odd, Another, 580.65.06, [N/A], [N/A]")
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     kept = []

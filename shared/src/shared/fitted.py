@@ -16,7 +16,7 @@ from shared.artifacts import aliases, names, now, read_json, versions, write_jso
 from shared.errors import LannerError, NotFound
 
 log = logging.getLogger("lanner.fitted")
-MOST_PROCESSES = 8
+MOST_PROCESSES = 8  # that are tried, and that start by themselves
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def find() -> list[Gpu]:
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
-    gpus = [Gpu(uuid, name, driver, _mib(memory), capability) for uuid, name, driver, memory, capability in
+    gpus = [Gpu(uuid, name, driver, int(_number(memory)), capability) for uuid, name, driver, memory, capability in
             (row for row in rows if len(row) == 5 and row[0].startswith(("GPU-", "MIG-")) and row[2][:1].isdigit())]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -57,12 +57,12 @@ def find() -> list[Gpu]:
     return list(dict.fromkeys(named[name] for name in wanted if name in named))
 
 
-def _mib(text: str) -> int:
+def _number(text: str) -> float:
     """0 where the driver has no figure, as for memory that a GPU shares with the host."""
     try:
-        return int(float(text))
+        return float(text)
     except ValueError:
-        return 0
+        return 0.0
 
 
 def check() -> list[Gpu]:
@@ -129,7 +129,7 @@ def share(folder: Path, processes: int) -> Gpu:
                           "host, or set DEVICE=cpu", "gpu_missing")
     # Without a choice the most capable, as CUDA has it by itself.
     first = gpus[0] if "CUDA_VISIBLE_DEVICES" in os.environ else max(
-        gpus, key=lambda gpu: (float(gpu.capability or 0), gpu.memory_mib))
+        gpus, key=lambda gpu: (_number(gpu.capability), gpu.memory_mib))
     alike = [gpu for gpu in gpus if gpu.name == first.name]
     number = os.getpid()  # where all have theirs: one that is to end is replaced before it does
     for free in range(processes):

@@ -121,12 +121,14 @@ class LoadedModels:
         Of a version or a variant that is read from the volume.
         """
         pointed = self._aliases.get((name, alias))
-        if name in self._unloaded or (version is None and (pointed is None or variant is None)):
-            return name in self._unloaded or pointed is not None
+        if name in self._unloaded:
+            return True  # which is said at once
+        if version is None and (pointed is None or variant is None):
+            return pointed is not None
         try:
             return self._memory.peek(self._locate(name, pointed, version, variant)[1]) is not None
         except LannerError:
-            return True  # that is said at once
+            return True
 
     def is_ready(self, name: str, alias: str, version: int | None = None) -> bool:
         """Whether a request is answered without loading anything first."""

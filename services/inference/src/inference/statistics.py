@@ -174,7 +174,8 @@ class Statistics:
                  answered: int, now: int) -> None:
         """Count requests of one image each that ran as one Answer and are answered now; as `end`, once for all.
 
-        began: of each, ns of time.monotonic_ns(); input_ns: what its decoding took; answered: when the Answer came.
+        began: of each, ns of time.monotonic_ns(); input_ns: what its decoding took; answered: when the Answer came;
+        now: when its text was written.
         """
         run, count = answer.run, len(began)
         assert run is not None

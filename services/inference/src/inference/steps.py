@@ -28,9 +28,9 @@ class Ask:
 
 
 class Aside(Enum):
-    """What comes next takes long, and is no work on what was sent, as None is: to decode large images.
+    """What comes next takes long. None stands for reading and decoding what was sent, the only one that may be refused.
 
-    LOAD may load a Variant, or wait for others that load. WRITE writes an answer, which is turned away no more.
+    LOAD: it may load a Variant, or wait for others that load. WRITE: it writes an answer.
     """
 
     LOAD, WRITE = range(2)
