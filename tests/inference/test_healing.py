@@ -113,7 +113,7 @@ def test_of_processes_that_ask_at_one_time_all_mean_one_job(app: Flask, monkeypa
     ledger: Ledger = app.extensions["lanner"].ledger
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "ids", lambda: [])  # as each saw it
-        jobs = {queue_rebuild(ledger, "colors", "m-1", "production") for _ in range(3)}
+        jobs = {queue_rebuild(ledger, "colors", "m-1", alias) for alias in ("production", "candidate", "production")}
     assert len(jobs) == 1
     assert jobs == set(ledger.ids())
     assert ledger.redis.llen(queue_of("optimization", ledger.redis).key) == 1

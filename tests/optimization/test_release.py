@@ -1,7 +1,10 @@
 """OptimizeJob from end to end: Variants published, measured, judged; the card; the alias."""
 
 import base64
+import copy
+import dataclasses
 import json
+import os
 import shutil
 from html.parser import HTMLParser
 from io import BytesIO
@@ -17,11 +20,12 @@ from redis import Redis
 from optimization.card import REFERENCE, write_card
 from optimization.jobs import optimize
 from optimization.page import render
+from optimization.release import MIB_EACH, fit_on_gpu
 from shared.artifacts import aliases, open_artifact, promote, publish, register_version, sha256, stage, versions
 from shared.attempt import Cancelled
 from shared.datasets import Dataset
 from shared.errors import Damaged, NotFound
-from shared.fitted import Fit, read_fit
+from shared.fitted import Fit, processes, read_fit
 from shared.jobs import VARIANTS, OptimizeJob
 from shared.ledger import Ledger
 from shared.runtimes import FILES, TOLERANCE, open_session, run_in_chunks
@@ -108,6 +112,47 @@ def test_every_variant_that_passes_is_fitted_to_this_host(released):
         assert read_fit(root, "m-1", name, cores=1) == Fit(1, found["batch"], "cpu")
         assert read_fit(root, "m-1", name, cores=2) is None, "what was found with one core holds there alone"
     assert "with 64 clients, decoding in it" in (root / "cards/m-1.html").read_text()
+
+
+@pytest.fixture
+def on_gpu(released, tmp_path, begin, monkeypatch):
+    """Fits the winner of the whole job in several processes, as on a GPU of so many MiB."""
+    whole, summary, card = released
+    root = Path(shutil.copytree(whole, tmp_path / "artifacts"))
+
+    def fit(memory_mib):
+        script = tmp_path / "nvidia-smi"
+        script.write_text(f"#!/bin/sh\necho GPU-a, NVIDIA X, 580.65.06, {memory_mib}, 9.0\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        ctx = begin(root, ONE, "j-2")
+        ctx.settings = dataclasses.replace(ctx.settings, cpu_threads=2, http_processes=0)
+        found = copy.deepcopy(rows(card))
+        fit_on_gpu(ONE, ctx, found, summary["winner"], Dataset(root, "d-1").images("validation"))
+        return found[summary["winner"]]["serving"]
+    return fit, root, summary["winner"], rows(card)[summary["winner"]]["serving"]
+
+
+def test_on_a_gpu_the_winner_is_fitted_in_several_processes_once_it_serves(on_gpu):
+    fit, root, winner, before = on_gpu
+    found = fit(2 * MIB_EACH)
+    assert [best["processes"] for best in found["by_processes"]] == [1, 2]
+    assert read_fit(root, "m-1", winner, cores=2, processes=2).batch == found["by_processes"][1]["batch"]
+    assert processes(root, cores=2) == found["processes"]
+    assert found["tried"][:len(before["tried"])] == before["tried"]
+
+
+def test_a_gpu_without_memory_for_two_is_left_alone(on_gpu):
+    fit, _, _, before = on_gpu
+    assert fit(2 * MIB_EACH - 1) == before
+
+
+def test_a_process_that_can_not_open_it_leaves_what_was_found(on_gpu, caplog):
+    fit, root, winner, before = on_gpu
+    for file in (root / "variants/m-1" / winner).glob("model.*"):
+        file.write_bytes(b"damaged")
+    assert fit(2 * MIB_EACH) == before
+    assert f"{winner} is served by one process: a process of the sweep failed" in caplog.text
 
 
 def test_the_card_tells_where_and_from_what_it_was_measured(released):

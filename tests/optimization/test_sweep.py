@@ -9,7 +9,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from optimization import sweep
-from optimization.sweep import BATCHES, CLIENTS, Trial, choose, closed_loop, fit, process_counts, thread_counts
+from optimization.sweep import (
+    BATCHES,
+    CLIENTS,
+    Trial,
+    choose,
+    closed_loop,
+    fit,
+    fit_processes,
+    process_counts,
+    thread_counts,
+)
 from shared.runtimes import load
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8)
@@ -88,6 +98,22 @@ def test_processes_are_tried_with_their_share_of_the_cores_and_of_the_clients(op
     assert [best["processes"] for best in found["by_processes"]] == [1, 2]
     assert all(t["images_per_s"] > 0 and t["p99_ms"] > 0 for t in found["tried"])
     assert {key: found[key] for key in found["by_processes"][0]} in found["by_processes"]
+    assert multiprocessing.active_children() == []
+
+
+def test_on_a_gpu_processes_are_tried_after_one_and_what_they_do_is_added(opened):
+    before = fit(opened, "NVIDIA H100", 2, IMAGES, target_ms=0)
+    assert {t["processes"] for t in before["tried"]} == {1}
+    found = fit_processes(opened, before, 2, IMAGES, 0, [1, 2])
+    assert found["tried"][:len(before["tried"])] == before["tried"]
+    assert [(t["processes"], t["threads"], t["batch"]) for t in found["tried"][len(before["tried"]):]] == [
+        (2, 1, b) for b in BATCHES if b <= CLIENTS // 2]
+    assert [best["processes"] for best in found["by_processes"]] == [1, 2]
+    assert found["by_processes"][0] == before["by_processes"][0]
+    assert found["by_processes"][1] in found["tried"]
+    best = {key: found[key] for key in found["by_processes"][0]}
+    assert best in found["by_processes"]
+    assert found["device"] == "NVIDIA H100"
     assert multiprocessing.active_children() == []
 
 

@@ -1,11 +1,12 @@
 """A TensorRT engine that can't be loaded: the job that builds it anew."""
 
 import dataclasses
-from hashlib import sha256
 
 from shared.jobs import OptimizeJob, new_id
 from shared.ledger import Ledger, Request
 from shared.queue import deliver
+
+ONE_S = 60  # in which all that ask mean one job: longer than it takes to write that down
 
 
 def queue_rebuild(ledger: Ledger, name: str, model_id: str, alias: str) -> str:
@@ -27,10 +28,11 @@ def queue_rebuild(ledger: Ledger, name: str, model_id: str, alias: str) -> str:
     if known:
         last, job = max(known, key=lambda pair: (pair[0].accepted_at, pair[0].id))
         job, before = dataclasses.replace(job, name=name, alias=alias), last.id
-    ledger.redis.ping()
-    # Several processes of the API may ask at one time: all of them mean the job behind that one.
-    meant = sha256(f"{model_id} {name} {alias} {before}".encode()).hexdigest()
-    request, new = ledger.accept(f"{new_id('j')[:-8]}{meant[:8]}", job)
-    if new:
-        deliver(ledger, request)
-    return request.id
+    # Several processes of the API may ask at one time, and for several aliases: who comes first queues it for all.
+    key, job_id = f"lanner:rebuild:{model_id}:{before}", new_id("j")
+    if not ledger.redis.set(key, job_id, nx=True, ex=ONE_S):
+        told = ledger.redis.get(key)
+        return told.decode() if isinstance(told, bytes) else job_id
+    request, _ = ledger.accept(job_id, job)
+    deliver(ledger, request)
+    return job_id

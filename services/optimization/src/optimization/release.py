@@ -1,5 +1,6 @@
 """A Model's Variants built, measured and judged; the best one goes live, and the card says why."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
@@ -18,8 +19,8 @@ from optimization.gate import Candidate, choose, explain, judge
 from optimization.incumbent import why_it_stays
 from optimization.measure import BATCHES, measure
 from optimization.reference import KerasReference, use_cpu
-from optimization.sweep import fit, process_counts
-from shared import faults
+from optimization.sweep import fit, fit_processes, process_counts
+from shared import faults, gpu
 from shared.artifacts import Manifest, aliases, open_artifact, promote, register_version
 from shared.attempt import Attempt
 from shared.datasets import Dataset
@@ -30,6 +31,8 @@ from shared.runtimes import ENGINES, Session, compare_golden, load, open_session
 from shared.runtimes.plan import Unfit
 from shared.settings import batches, threads
 
+log = logging.getLogger("lanner.optimization")
+MIB_EACH = 4096  # of the GPU, for each process that is tried: it takes about 900 (docs/benchmarks/gpu.md)
 CHOOSING_IMAGES = 1024  # validation images by which tensorrt-int8 chooses among its calibrations
 
 
@@ -75,6 +78,8 @@ def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
     version = register_version(ctx.root, job.name, job.model_id)
     alias = move_alias(job, ctx, version, winner, lambda old: why_it_stays(ctx, old, job.model_id, dataset,
                                                                            scores[judged], job.budget))
+    if winner and rows[winner]["device"] != "cpu" and ctx.settings.http_processes == 0:
+        fit_on_gpu(job, ctx, rows, winner, images)
     card = make_card(job, manifest, version, rows, winner, alias, tested, diagnosis, threads(ctx.settings))
     write_card(ctx.root, card, images)
     ctx.report("gate", 1, 1)
@@ -175,11 +180,41 @@ def fit_all(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row], images: np.nda
     cores, target_ms = threads(ctx.settings), ctx.settings.serving_p99_ms
     for done, name in enumerate(passing):
         ctx.report("fit", done, len(passing), variant=name)
-        folder = ctx.root / "variants" / job.model_id / name
-        opened = partial(load, folder, rows[name]["format"], engines=ctx.root / ENGINES, device=ctx.settings.device)
         processes = process_counts(cores) if rows[name]["winner"] else (1,)
-        rows[name]["serving"] = fit(opened, rows[name]["device"], cores, images, target_ms, ctx.check, processes)
-    write_fits(ctx.root, job.model_id, cores, target_ms, {name: rows[name]["serving"] for name in passing})
+        rows[name]["serving"] = fit(opener(job, ctx, rows, name), rows[name]["device"], cores, images, target_ms,
+                                    ctx.check, processes)
+    write_found(job, ctx, rows)
+
+
+def fit_on_gpu(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row], winner: str, images: np.ndarray) -> None:
+    """Try processes that share the GPU, each with an engine of its own, as many as leave most of its memory to others.
+
+    Only where HTTP_PROCESSES=0 asks for it, and once the winner serves: they take seconds to start, and the GPU
+    meanwhile. Where one fails, what was found before stays.
+    """
+    cores, target_ms = threads(ctx.settings), ctx.settings.serving_p99_ms
+    memory_mib = max((found.memory_mib for found in gpu.find()), default=0)  # of the one that this job has
+    counts = [n for n in process_counts(cores) if n * MIB_EACH <= memory_mib]
+    if counts[1:]:
+        ctx.report("fit processes", 0, 1, variant=winner)
+        try:
+            rows[winner]["serving"] = fit_processes(opener(job, ctx, rows, winner), rows[winner]["serving"], cores,
+                                                    images, target_ms, counts, ctx.check)
+        except RuntimeError as e:
+            log.warning("%s is served by one process: %s", winner, e)
+        write_found(job, ctx, rows)
+
+
+def opener(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row], variant: str) -> Callable[[int], Session]:
+    """Opens a published Variant with so many threads, in this process or another."""
+    return partial(load, ctx.root / "variants" / job.model_id / variant, rows[variant]["format"],
+                   engines=ctx.root / ENGINES, device=ctx.settings.device)
+
+
+def write_found(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row]) -> None:
+    """For the API, what was found of each Variant that passes."""
+    write_fits(ctx.root, job.model_id, threads(ctx.settings), ctx.settings.serving_p99_ms,
+               {name: row["serving"] for name, row in rows.items() if "serving" in row})
 
 
 def accuracy_on_test(dataset: Dataset, of_keras: np.ndarray, sessions: dict[str, Session],

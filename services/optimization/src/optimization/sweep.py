@@ -57,18 +57,21 @@ def process_counts(cores: int) -> list[int]:
 
 
 def sweep(opened: Callable[[int], Session], counts: Sequence[tuple[int, int]], images: np.ndarray,
-          between: Callable[[], None] = lambda: None) -> list[Trial]:
+          between: Callable[[], None] = lambda: None, same: bool = False) -> list[Trial]:
     """Every (processes, threads of each) with every batch that its clients can fill, in turns.
 
     opened(threads): a Session; for several processes it must be one that pickle takes. images: uint8 [N, S, S, 3].
+    same: threads make no difference, so that of the processes of the largest count fewer do for the others.
     """
     pictures, size = [_jpeg(image) for image in images[:PICTURES]], images.shape[1]
     choices = [(n, threads, batch) for n, threads in counts for batch in BATCHES if batch <= CLIENTS // n]
     rates: dict[tuple[int, int, int], list[float]] = {choice: [] for choice in choices}
     latencies: dict[tuple[int, int, int], list[float]] = {choice: [] for choice in choices}
     with ExitStack() as stack:
-        loops = {(n, threads): _alone(stack, opened, threads, pictures, size) if n == 1 else
-                 _together(stack, n, opened, threads, pictures, size) for n, threads in counts}
+        ends = _started(stack, *max(counts), opened, pictures, size) if same else []
+        loops = {(n, threads): _together(ends[:n]) if same else
+                 _alone(stack, opened, threads, pictures, size) if n == 1 else
+                 _together(_started(stack, n, threads, opened, pictures, size)) for n, threads in counts}
         for number in range(ROUNDS):
             for n, threads, batch in choices[:: 1 if number % 2 == 0 else -1]:
                 rate, took = loops[n, threads](batch)
@@ -85,24 +88,28 @@ def _alone(stack: ExitStack, opened: Callable[[int], Session], threads: int, pic
     return lambda batch: closed_loop(session, pictures, size, batch)
 
 
-def _together(stack: ExitStack, processes: int, opened: Callable[[int], Session], threads: int,
-              pictures: Sequence[bytes], size: int) -> Callable[[int], Rate]:
-    """The loop in so many processes at once. They are spawned: a fork of a process that ran TensorFlow may hang."""
+def _started(stack: ExitStack, processes: int, threads: int, opened: Callable[[int], Session],
+             pictures: Sequence[bytes], size: int) -> "list[Connection[Any, Any]]":
+    """Ends of so many processes that are ready. They are spawned: a fork of a process that ran TensorFlow may hang."""
     spawn = multiprocessing.get_context("spawn")
     ends: list[Connection[Any, Any]] = []
     for _ in range(processes):
         ours, theirs = spawn.Pipe()
-        child = spawn.Process(target=_child, args=(theirs, opened, threads, pictures, size, CLIENTS // processes))
+        child = spawn.Process(target=_child, args=(theirs, opened, threads, pictures, size))
         child.start()
         theirs.close()
         stack.callback(_end, child, ours)
         ends.append(ours)
     for end in ends:
         _receive(end)
+    return ends
 
+
+def _together(ends: "Sequence[Connection[Any, Any]]") -> Callable[[int], Rate]:
+    """The loop in these processes at once, each with its share of the clients."""
     def run(batch: int) -> Rate:
         for end in ends:
-            end.send(batch)
+            end.send((batch, CLIENTS // len(ends)))
         found: list[Rate] = [_receive(end) for end in ends]
         return sum(rate for rate, _ in found), [seconds for _, took in found for seconds in took]
 
@@ -110,14 +117,17 @@ def _together(stack: ExitStack, processes: int, opened: Callable[[int], Session]
 
 
 def _child(end: "Connection[Any, Any]", opened: Callable[[int], Session], threads: int, pictures: Sequence[bytes],
-           size: int, clients: int) -> None:
-    """Measure each batch that is sent, until the other end is closed, as it is when that process ends."""
+           size: int) -> None:
+    """Measure each batch and number of clients that is sent, until the other end is closed, as it is when that process
+    ends.
+    """
     try:
         with closing(opened(threads)) as session:
             end.send(None)
             with suppress(EOFError):
                 while True:
-                    end.send(closed_loop(session, pictures, size, end.recv(), clients=clients))
+                    batch, clients = end.recv()
+                    end.send(closed_loop(session, pictures, size, batch, clients=clients))
     except Exception as e:  # the boundary: who waits for it is told, if somebody still does
         with suppress(OSError):
             end.send(RuntimeError(f"{type(e).__name__}: {e}"))
@@ -199,7 +209,7 @@ def fit(opened: Callable[[int], Session], device: str, cores: int, images: np.nd
     """What was chosen for a Variant, with each number of processes too, and all that was tried.
 
     One process is tried with any number of threads, several with their share of the cores. On a GPU threads change
-    nothing, and processes take longer to start there than all else of a job.
+    nothing, and processes take longer to start there than all else of a job: `fit_processes` tries them.
     """
     alone = [(1, threads) for threads in (thread_counts(cores) if device == "cpu" else [cores])]
     several = [(n, cores // n) for n in processes if n > 1 and device == "cpu"]
@@ -209,6 +219,24 @@ def fit(opened: Callable[[int], Session], device: str, cores: int, images: np.nd
             "by_processes": [_rounded(choose([t for t in trials if t.processes == n], target_ms, device != "cpu"))
                              for n in sorted({t.processes for t in trials})],
             "tried": [_rounded(trial) for trial in trials]}
+
+
+def fit_processes(opened: Callable[[int], Session], found: dict[str, Any], cores: int, images: np.ndarray,
+                  target_ms: int, processes: Sequence[int], between: Callable[[], None] = lambda: None,
+                  ) -> dict[str, Any]:
+    """What `fit` found of one process on a GPU, and what these numbers of processes do there.
+
+    Raises RuntimeError: a process failed, as where the GPU's memory does not do for all.
+    """
+    trials = sweep(opened, [(n, max(1, cores // n)) for n in processes], images, between, same=True)
+    best = choose(trials, target_ms, larger=True)
+    several = [t for t in trials if t.processes > 1]
+    chosen = {**_rounded(best), "meets_target": not target_ms or best.p99_ms <= target_ms}
+    return {**found, **(chosen if best in several else {}),
+            "by_processes": [*found["by_processes"],
+                             *(_rounded(choose([t for t in several if t.processes == n], target_ms, larger=True))
+                               for n in sorted({t.processes for t in several}))],
+            "tried": [*found["tried"], *map(_rounded, several)]}
 
 
 def _rounded(trial: Trial) -> dict[str, Any]:

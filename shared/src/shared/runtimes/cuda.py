@@ -98,6 +98,11 @@ class Pool:
         weakref.finalize(lent, free.append, whole).atexit = False
         return lent.data
 
+    def close(self) -> None:
+        """Lend nothing any more; what is lent is freed when it comes back."""
+        self._most = 0
+        self._free.clear()
+
     def holds(self, pointer: int) -> bool:
         """Whether an address is in it. `is_pinned` takes ten times as long."""
         before = bisect_right(self._starts, pointer) - 1

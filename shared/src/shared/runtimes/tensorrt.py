@@ -85,7 +85,8 @@ class TensorRTSession(Session):
         return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
     def close(self) -> None:
-        """Free the GPU's memory. A closed session runs nothing."""
+        """Free the GPU's memory, and what is page-locked. A closed session runs nothing."""
+        self._pool.close()
         for lane in self.__dict__.pop("_lanes", []):
             lane.close()
         self.__dict__.pop("_engine", None)
