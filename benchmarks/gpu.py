@@ -10,7 +10,8 @@
 Parts: `upload` sends the folder; `preprocess` makes a Dataset of it on the GPU and on the CPU and compares the bytes;
 `train` trains each recipe; `optimize` exports, measures and judges the last model; `serve` predicts over HTTP;
 `pipeline` asks for all of that in one request, all workers running, and is timed until the new version answers;
-`endpoint` asks by wrk as fast as it answers, beside loops over the engine;
+`endpoint` asks by wrk as fast as it answers, beside loops over the engine; `several`, where it is asked for, trains and
+serves on all GPUs of a host that has more than one;
 `beside` predicts alone and beside a training that takes the same GPU, 16 requests at once by wrk, without
 SERVING_P99_MS and with it (--target-ms, by default twice what the p99 was alone, and then just that). Rows of parts
 that are not run are kept from --out where --artifacts is given.
@@ -45,6 +46,7 @@ from serving_gpu import (
     upload,
     variants,
 )
+from several_gpu import several
 
 from shared import gpu
 from shared.artifacts import open_artifact, read_json
@@ -81,8 +83,8 @@ def main() -> None:
         return
     if not args.data:
         parser.error("--data or --docs-from is needed")
-    if unknown := set(args.parts.split(",")) - set(PARTS):
-        parser.error(f"--parts {', '.join(sorted(unknown))} is unknown: expected some of {','.join(PARTS)}")
+    if unknown := set(args.parts.split(",")) - {*PARTS, "several"}:
+        parser.error(f"--parts {', '.join(sorted(unknown))} is unknown: expected some of {','.join(PARTS)},several")
     result = {"date": time.strftime("%Y-%m-%d"), "command": command(args), "cores": len(os.sched_getaffinity(0)),
               "gpus": [vars(g) for g in gpu.find()] if args.device == "gpu" else [], "versions": {}, "rows": []}
     if args.artifacts and args.out.exists():
@@ -125,7 +127,7 @@ class Bench:
         self.root = (args.artifacts or folder / "artifacts").resolve()
         self.root.mkdir(parents=True, exist_ok=True)
         self.api = Api(API_PORT)
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}  # by pid
 
     def run(self) -> Iterator[Row]:
         redis = subprocess.Popen([self.args.redis, "--port", str(PORT), "--save", "", "--dir", self.folder],
@@ -148,6 +150,8 @@ class Bench:
                     size = read_json(self.root / "datasets" / self.newest("datasets") / "manifest.json")["spec"]["size"]
                     yield from endpoint(self.api, self.root, self.shells.get("inference", "true"), size, images[0],
                                         self.args.seconds)
+            if "several" in self.parts:
+                yield from several(self, max(2, len(gpu.find())), self.images())
             if "beside" in self.parts:
                 yield from self.beside(self.images())
         finally:
@@ -266,7 +270,7 @@ class Bench:
 
     def check(self) -> None:
         """Raise SystemExit when a process has ended that should run."""
-        for name, process in self.processes.items():
+        for name, process in [*self.processes.values()]:
             if process.poll() is not None:
                 raise SystemExit(f"{name} ended with status {process.returncode}, see above")
 
@@ -284,11 +288,11 @@ class Bench:
                                     text=True).stdout
             self.versions[name] = versions_of(name, json.loads(listed.splitlines()[-1]))
         process = subprocess.Popen(["bash", "-c", f"{start} -m {module}"], env={**os.environ, **settings})
-        self.processes[name] = process
+        self.processes[process.pid] = name, process
         try:
             yield
         finally:
-            del self.processes[name]
+            del self.processes[process.pid]
             process.terminate()
             process.wait(60)
 
