@@ -1,7 +1,7 @@
 """docs/hardware.md and the pipeline's part of docs/benchmarks/gpu.md, rendered from what was recorded beside them.
 
-In docs/benchmarks: gpu.json is the last run of `./run bench gpu` on a GPU, tensorrt.json that of
-benchmarks/tensorrt_gpu.py, images.json what `./run bench images` built.
+In docs/benchmarks: gpu.json is the last run of `./run bench gpu` on a GPU, several.json that of its part `several`,
+tensorrt.json that of benchmarks/tensorrt_gpu.py, images.json what `./run bench images` built.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- written by benchmarks/gpu.py -->", "<!-- end of what is written -->"
+BEGIN_SEVERAL = "<!-- written by benchmarks/gpu.py, of several GPUs -->"
 SHOWN = {"preprocessing": ("cudf", "cupy", "pandas", "numpy", "pyarrow"), "training": ("tensorflow", "keras"),
          "optimization": ("onnxruntime", "tensorrt", "ai-edge-litert", "tensorflow", "keras", "cuda-bindings"),
          "inference": ("onnxruntime", "tensorrt", "ai-edge-litert", "numpy", "cuda-bindings", "flask", "granian")}
@@ -47,18 +48,22 @@ def versions_of(service: str, found: Mapping[str, str]) -> dict[str, str]:
 
 def write_docs(docs: Path = DOCS, run: Path | None = None) -> None:
     """Render both pages anew; `run` is a JSON file of a run on a GPU, which becomes the recorded one."""
-    record = docs / "benchmarks" / "gpu.json"
-    if run and run.resolve() != record.resolve():
-        if not json.loads(run.read_text())["gpus"]:
+    if run:
+        found = json.loads(run.read_text())
+        if not found["gpus"]:
             raise SystemExit(f"{run} is of a host without a GPU: it says nothing of what ran on one")
-        shutil.copyfile(run, record)
-    result = json.loads(record.read_text())
-    images = json.loads((docs / "benchmarks" / "images.json").read_text())
-    engines = json.loads((docs / "benchmarks" / "tensorrt.json").read_text())
+        record = docs / "benchmarks" / ("several.json" if "--parts several" in found["command"] else "gpu.json")
+        if run.resolve() != record.resolve():
+            shutil.copyfile(run, record)
+    result, several, images, engines = (json.loads((docs / "benchmarks" / f"{name}.json").read_text())
+                                        for name in ("gpu", "several", "images", "tensorrt"))
     page = docs / "benchmarks" / "gpu.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{pipeline(result)}{END}{rest.partition(END)[2]}")
-    (docs / "hardware.md").write_text(hardware(result, images, engines))
+    text = page.read_text()
+    for begin, of in ((BEGIN, result), (BEGIN_SEVERAL, several)):
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{pipeline(of)}{END}{rest.partition(END)[2]}"
+    page.write_text(text)
+    (docs / "hardware.md").write_text(hardware(result, images, engines, several))
 
 
 def pipeline(result: Result) -> str:
@@ -92,8 +97,8 @@ def variants(result: Result) -> list[dict[str, Any]]:
     return [variant for row in result["rows"] for variant in row.get("card", {}).get("rows", [])]
 
 
-def hardware(result: Result, images: Mapping[str, Any], engines: Result) -> str:
-    """docs/hardware.md: what `result` and `engines` saw ran, what `images` has is built, the rest is checked only."""
+def hardware(result: Result, images: Mapping[str, Any], engines: Result, several: Result) -> str:
+    """docs/hardware.md: what the recorded runs saw ran, what `images` has is built, the rest is checked only."""
     on_gpu = [row["part"] for row in result["rows"] if not row["failed"]] if result["gpus"] else []
     formats = {v["format"] for v in variants(result) if v["state"] == "measured" and v.get("device", "cpu") != "cpu"}
     served = [row["serving"] for row in result["rows"] if "serving" in row and not row["failed"]]
@@ -120,11 +125,21 @@ def hardware(result: Result, images: Mapping[str, Any], engines: Result) -> str:
     rows += [(f"image with DEVICE=gpu: {service}",
               f"built {images[service]['date']}: {_list(images[service]['versions'])}" if service in images
               else "checked only") for service in SHOWN]
-    rows += [("several GPUs: one training on all, leases of several, processes of the API spread over them",
-              "checked only"),
-             ("TensorRT's layer of the images: optimization, inference", "checked only: it needs NVIDIA's own index"),
+    rows += [(f"several GPUs: {what}", on_several(several, part)) for what, part in
+             (("a training on each", "at once"), ("one training on all", "one on "),
+              ("processes of the API spread over them", "HTTP_PROCESSES="))]
+    rows += [("TensorRT's layer of the images: optimization, inference", "checked only: it needs NVIDIA's own index"),
              ("containers with a GPU reserved", "checked only: the rendered Compose file is tested")]
     return INTRODUCTION + "".join(f"| {part} | {state} |\n" for part, state in rows)
+
+
+def on_several(several: Result, part: str) -> str:
+    """What rows of a run on several GPUs say, those whose names have `part` in them."""
+    found = [row for row in several["rows"] if part in row["part"]]
+    if not found or any(row["failed"] for row in found) or len(several["gpus"]) < 2:
+        return "checked only"
+    versions = several["versions"]["inference" if "HTTP" in part else "training"]
+    return f"ran on {machine(several)}, {several['date']}: {_list(versions)}"
 
 
 def _list(versions: Mapping[str, str]) -> str:

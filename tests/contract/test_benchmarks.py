@@ -22,7 +22,7 @@ def docs(tmp_path):
     """A copy of the documents that are rendered, to write into."""
     (tmp_path / "benchmarks").mkdir()
     for name in ("hardware.md", "benchmarks/gpu.md", "benchmarks/gpu.json", "benchmarks/images.json",
-                 "benchmarks/tensorrt.json"):
+                 "benchmarks/several.json", "benchmarks/tensorrt.json"):
         (tmp_path / name).write_text((TOP / "docs" / name).read_text())
     return tmp_path
 
@@ -75,13 +75,20 @@ def engines(**row):
             "host": {"tensorrt": "11.0"}, "rows": [{"precision": "fp16", "checks": {"answers": "OK"}, **row}]}
 
 
+def several(**changes):
+    """A recorded run of the part `several`: all of it succeeded."""
+    rows = [{"part": part, "seconds": 1.0, "what": "fine", "failed": False}
+            for part in ("train small, 1 of 2 at once", "train small, one on 2", "HTTP_PROCESSES=2: tensors")]
+    return run(command="./run bench gpu --data FOLDER --parts several", date="2030-01-04", rows=rows, **changes)
+
+
 def states(page):
     return dict(re.findall(r"^\| (.*?) \| (.*) \|$", page, re.MULTILINE))
 
 
 def test_what_the_run_saw_has_run_and_what_was_built_is_built(hardware):
     images = {"training": {"date": "2030-01-01", "versions": {"keras": "3.15.1"}}}
-    seen = states(hardware.hardware(run(), images, engines()))
+    seen = states(hardware.hardware(run(), images, engines(), several(gpus=run()["gpus"][:1])))
     where = "ran on 2 x NVIDIA H100 (driver 600.1), 4 CPU cores, 2030-01-02"
     for part in ("preprocessing on cuDF and CuPy", "ONNX Runtime on a GPU",
                  "TensorRT variants through the optimization worker", "serving on a GPU, in the API",
@@ -101,9 +108,28 @@ def test_what_failed_or_computed_on_the_cpu_has_not_run_on_a_gpu(hardware):
         variant["device"] = "cpu"
     rows[5]["serving"]["device"] = "cpu"
     seen = states(hardware.hardware(run(rows=rows, gpus=run()["gpus"][:1]), {},
-                                    engines(checks={"answers": "FAIL"})))
+                                    engines(checks={"answers": "FAIL"}), several(gpus=[])))
     assert not [part for part, state in seen.items() if "ran on" in state]
-    assert "ran on" not in hardware.hardware(run(gpus=[]), {}, engines(checks={"answers": "FAIL"}))
+    assert "ran on" not in hardware.hardware(run(gpus=[]), {}, engines(checks={"answers": "FAIL"}), several(gpus=[]))
+
+
+def test_what_ran_on_several_gpus_is_told_part_by_part(hardware):
+    found = several(versions={"training": {"keras": "3.15.1"}, "inference": {"flask": "3.1.3"}})
+    found["rows"][1]["failed"] = True
+    seen = states(hardware.hardware(run(), {}, engines(), found))
+    where = "ran on 2 x NVIDIA H100 (driver 600.1), 4 CPU cores, 2030-01-04"
+    assert seen["several GPUs: processes of the API spread over them"] == f"{where}: flask 3.1.3"
+    assert seen["several GPUs: a training on each"] == f"{where}: keras 3.15.1"
+    assert seen["several GPUs: one training on all"] == "checked only"
+
+
+def test_a_run_on_several_gpus_becomes_the_recorded_one_of_its_kind(hardware, docs, tmp_path):
+    before = (docs / "benchmarks" / "gpu.json").read_text()
+    found = several(versions={"training": {"keras": "3.15.1"}, "inference": {"flask": "3.1.3"}})
+    (tmp_path / "home.json").write_text(json.dumps(found))
+    hardware.write_docs(docs, tmp_path / "home.json")
+    assert (docs / "benchmarks" / "gpu.json").read_text() == before
+    assert "| HTTP_PROCESSES=2: tensors | 1.0 | fine |" in (docs / "benchmarks" / "gpu.md").read_text().splitlines()
 
 
 def test_a_run_brought_home_becomes_the_recorded_one(hardware, docs, tmp_path):
