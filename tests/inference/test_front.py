@@ -155,7 +155,7 @@ def test_what_waits_for_a_client_that_is_gone_is_not_run(connect: Callable[[], s
     until(lambda: held.predictor.images == 2)
     last.sendall(request())
     until(lambda: held.predictor.images == 3)
-    waiting = [answer for _, _, answer in held.predictor._waiting]
+    waiting = [one for _, _, one in held.predictor._waiting]
     gone.close()
     until(lambda: waiting[0].gone)
     held.go.set()
@@ -181,11 +181,11 @@ def test_of_several_images_or_of_a_variant_nothing_is_run_once_the_client_is_gon
     held.slow(0.0)
     gone.sendall(asked)
     until(lambda: held.predictor.images > 1)
-    waiting = [answer for _, _, answer in held.predictor._waiting]
+    waiting = [one for _, _, one in held.predictor._waiting]
     gone.close()
     until(lambda: waiting[0].gone)
     last.sendall(asked)
-    until(lambda: any(not answer.gone for _, _, answer in held.predictor._waiting))
+    until(lambda: any(not one.gone for _, _, one in held.predictor._waiting))
     images = len(waiting[0].images)
     held.go.set()
     assert [answer(c)[0] for c in (first, last)] == [200, 200]

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from inference import errors, heads, reply
 from inference.batch import Answer
@@ -59,8 +59,8 @@ class Connection(asyncio.BufferedProtocol):
         self._holds_slot = self._full = self._last = self._refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport.set_write_buffer_limits(0)  # it sends at once what it may not keep, not after all that is read
         self._front.open.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:

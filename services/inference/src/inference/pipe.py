@@ -5,7 +5,7 @@ import os
 import re
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from inference import errors, reply
 from inference.body import PIECE, stalled
@@ -48,9 +48,8 @@ class Pipe(asyncio.Protocol):
         self.transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(PIECE)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(PIECE)
 
     def data_received(self, data: bytes) -> None:
         self._silent = False
