@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import onnxruntime as ort
+import uvloop
 from PIL import Image
 
 
@@ -14,6 +15,7 @@ class Floor(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport, self.got = transport, b""
+        transport.set_write_buffer_limits(0)  # what is written is sent at once
 
     def data_received(self, data):
         self.got += data
@@ -40,4 +42,4 @@ async def main():
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())

@@ -46,7 +46,7 @@ PEERS = {
     "pytriton": Peer("Triton (PyTriton)", ("nvidia-pytriton==0.7.0", "numpy==1.26.4"),
                      ("bin/python", "pytriton_app.py"), V2, "v2", "python3.12",
                      pauses=False),
-    "floor": Peer("asyncio, no work", (NUMPY,), ("bin/python", "floor_app.py"), "/predict", "jpeg"),
+    "floor": Peer("uvloop, no work", (NUMPY, "uvloop==0.23.0"), ("bin/python", "floor_app.py"), "/predict", "jpeg"),
 }
 OURS = {"lanner": ("Lanner, JPEG as the body", "/v1/models/bench-tiny/predict", "jpeg"),
         "lanner-v2": ("Lanner, /v2 binary", V2, "v2"),
