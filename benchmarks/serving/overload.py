@@ -88,6 +88,8 @@ def aims(rows: list[Row], slow: list[Row]) -> list[tuple[str, float, bool]]:
         good = median(over["good"]) / peak(row)
         late = median(over["p99_us"]) / median(half["p99_us"])
         what = f"`{row['network']}` at 3 times its capacity"
+        if (behind := median(over["late_us"]) / 1000) > QUEUE_MS:  # then it is the client that is measured
+            what += f", with a client that was itself late by {behind:,.0f} ms"
         found += [(f"{what}: goodput at least 0.95 of the peak", good, good >= 0.95),
                   (f"{what}: p99 of the answered at most 2 times that at half", late, late <= 2)]
     most = max(s["most_ms"] for s in slow)

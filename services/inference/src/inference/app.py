@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import signal
+import sys
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -49,6 +50,7 @@ PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base
 SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+SWITCH_S = 0.001  # the most that the thread which answers waits for the interpreter at a time, behind one that loads
 
 
 def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
@@ -94,6 +96,7 @@ def serve() -> Flask:
     """In granian's worker process: listen, and end when the process that started it ends, whatever ended that."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     notice_signals()
+    sys.setswitchinterval(SWITCH_S)
     settings = load()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     several = settings.http_processes > 1
