@@ -52,7 +52,10 @@ def write_docs(docs: Path = DOCS, run: Path | None = None) -> None:
         found = json.loads(run.read_text())
         if not found["gpus"]:
             raise SystemExit(f"{run} is of a host without a GPU: it says nothing of what ran on one")
-        record = docs / "benchmarks" / ("several.json" if "--parts several" in found["command"] else "gpu.json")
+        parts = {part for some in re.findall(r"--parts (\S+)", found["command"]) for part in some.split(",")}
+        if "several" in parts and len(parts) > 1:
+            raise SystemExit(f"{run} has the part several among others: run it alone, it is recorded by itself")
+        record = docs / "benchmarks" / ("several.json" if "several" in parts else "gpu.json")
         if run.resolve() != record.resolve():
             shutil.copyfile(run, record)
     result, several, images, engines = (json.loads((docs / "benchmarks" / f"{name}.json").read_text())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from endpoint_gpu import endpoint
 
+from shared import gpu
 from shared.artifacts import read_json
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def memory() -> Iterator[list[int]]:
 
     def look() -> None:
         while not over.wait(EVERY_S):
-            used = _used()
-            most[:] = [max(pair) for pair in zip(most or used, used, strict=True)]
+            if len(used := _used()) == len(most or used):  # a GPU in trouble is left out
+                most[:] = [max(pair) for pair in zip(most or used, used, strict=True)]
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -44,11 +45,11 @@ def memory() -> Iterator[list[int]]:
 
 def _used() -> list[int]:
     try:
-        text = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], check=True,
+        text = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], check=False,
                               capture_output=True, text=True).stdout
     except OSError:
         return []
-    return [int(line) for line in text.splitlines()]
+    return [int(line) for line in text.splitlines() if line.strip().isdigit()]
 
 
 def with_memory(row: Row, most: list[int]) -> Row:
@@ -58,6 +59,8 @@ def with_memory(row: Row, most: list[int]) -> Row:
 
 def several(bench: "Bench", count: int, images: list[bytes]) -> Iterator[Row]:
     """Rows of what `count` GPUs do; the dataset and the production version are those made last."""
+    if bench.device == "gpu" and count > len(gpu.find()):
+        raise SystemExit(f"the part several needs {count} GPUs, and {len(gpu.find())} can be seen")
     yield from trainings(bench, count)
     root, device = bench.root, bench.device
     size = read_json(root / "datasets" / bench.newest("datasets") / "manifest.json")["spec"]["size"]

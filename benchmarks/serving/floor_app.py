@@ -15,7 +15,6 @@ class Floor(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport, self.got = transport, b""
-        transport.set_write_buffer_limits(0)  # what is written is sent at once
 
     def data_received(self, data):
         self.got += data

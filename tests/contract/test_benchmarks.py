@@ -128,6 +128,9 @@ def test_a_run_on_several_gpus_becomes_the_recorded_one_of_its_kind(hardware, do
     found = several(versions={"training": {"keras": "3.15.1"}, "inference": {"flask": "3.1.3"}})
     (tmp_path / "home.json").write_text(json.dumps(found))
     hardware.write_docs(docs, tmp_path / "home.json")
+    (tmp_path / "home.json").write_text(json.dumps({**found, "command": "./run bench gpu --parts endpoint,several"}))
+    with pytest.raises(SystemExit, match="run it alone"):
+        hardware.write_docs(docs, tmp_path / "home.json")
     assert (docs / "benchmarks" / "gpu.json").read_text() == before
     assert "| HTTP_PROCESSES=2: tensors | 1.0 | fine |" in (docs / "benchmarks" / "gpu.md").read_text().splitlines()
 

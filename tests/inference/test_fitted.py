@@ -11,7 +11,7 @@ from inference.memory import Memory
 from inference.metrics import Meters
 from shared import artifacts
 from shared.artifacts import read_json, write_json
-from shared.fitted import processes, write_fits
+from shared.fitted import Fit, processes, read_fit, write_fits
 from shared.runtimes import MAX_BATCH
 from shared.runtimes.onnx import OnnxSession
 
@@ -49,6 +49,12 @@ def test_what_was_found_elsewhere_or_makes_no_sense_is_left_alone(client: FlaskC
     path = root / "cards/m-1.serving.json"
     write_json(path, {**read_json(path), **change})
     assert served(client, root) == {"threads": CORES, "batch": MAX_BATCH, "fitted": False}
+
+
+def test_on_a_gpu_several_processes_take_what_one_does_until_they_are_tried(root: Path) -> None:
+    write_fits(root, "m-1", CORES, 5, {"tensorrt-fp16": {**ENTRY, "device": "NVIDIA X"}, "onnx-fp32": ENTRY})
+    assert read_fit(root, "m-1", "tensorrt-fp16", CORES, 4) == Fit(1, 8, "NVIDIA X", bounded=True)
+    assert read_fit(root, "m-1", "onnx-fp32", CORES, 4) is None
 
 
 def test_a_file_that_is_no_json_stops_no_variant(client: FlaskClient, root: Path) -> None:

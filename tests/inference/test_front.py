@@ -308,25 +308,6 @@ def test_closing_answers_what_waits(app: Flask, serving: Any, granian: Granian, 
         socket.create_connection(("127.0.0.1", port), 2)
 
 
-def test_nobody_is_let_in_before_granian_is_there(app: Flask, serving: Any, tmp_path: Path) -> None:
-    port = free_port()
-    early, front = (Front(app.wsgi_app, tmp_path / "api.sock") for _ in range(2))  # type: ignore[arg-type]
-    early.start("127.0.0.1", port, shared=True)
-    early.close()
-    front.start("127.0.0.1", port, shared=True)
-    time.sleep(0.1)
-    assert not answers(port)
-    granian = Granian(tmp_path / "api.sock")
-    try:
-        until(lambda: answers(port))
-        with socket.create_connection(("127.0.0.1", port), 20) as connection:
-            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert answer(connection)[0] == 299
-    finally:
-        front.close()
-        granian.close()
-
-
 @pytest.fixture
 def hasty(app: Flask, serving: Any, granian: Granian, tmp_path: Path) -> Iterator[int]:
     """The port of a front that gives up requests after a second."""

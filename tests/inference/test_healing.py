@@ -1,6 +1,7 @@
 """A TensorRT Variant that can't be loaded: its Model's ONNX answers at once, and a rebuild is queued."""
 
 import dataclasses
+import errno
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_a_rebuild_is_as_the_last_optimization_was_and_one_at_a_time(app: Flask)
     assert queue_rebuild(ledger, "colors", "m-2", "production") not in ("j-old", job_id)
     ledger.end(job_id, "failed")
     assert queue_rebuild(ledger, "colors", "m-1", "production") not in ("j-old", job_id)
+
+
+def test_a_rebuild_that_could_not_be_written_down_is_asked_for_again(app: Flask,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger: Ledger = app.extensions["lanner"].ledger
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "accept", full)
+        with pytest.raises(OSError, match="no space"):
+            queue_rebuild(ledger, "colors", "m-1", "production")
+    assert queue_rebuild(ledger, "colors", "m-1", "production") in ledger.ids()
+    assert ledger.redis.llen(queue_of("optimization", ledger.redis).key) == 1
 
 
 def test_of_processes_that_ask_at_one_time_all_mean_one_job(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:

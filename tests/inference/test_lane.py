@@ -246,3 +246,40 @@ def test_whatever_fails_in_a_turn_each_is_answered_once(front: Front, connect: C
     assert [status for status, _ in together(front, connect, [jpeg(IMAGES[RED])] * 3)] == [200] * 3
     figures = counted(front, app)
     assert (figures.success.count, figures.fail.count, figures.pending) == (3, 6, 0)
+
+
+def test_a_full_turn_turns_away_whoever_asks_and_counts_each(front: Front, connect: Callable[[], socket.socket],
+                                                             app: Flask, held: Held) -> None:
+    """Those, too, of which nothing is read, since their like was turned away in it. The next turn is another one."""
+    context = app.extensions["lanner"]
+    object.__setattr__(context.settings, "queue_ms", 500)
+    first = connect()
+    first.sendall(jpeg(IMAGES[RED]))
+    assert held.running.wait(10)
+    plain, last = jpeg(IMAGES[RED]), request(IMAGES[RED], "\r\nConnection: close")
+    asked = [plain, plain, plain, request(IMAGES[RED], "\r\nX-Other: 1"), plain, last, last, plain]
+    connections = accepted(front, connect, len(asked))
+    for _ in range(2):
+        turn = Turns(front)
+        for connection, content in zip(connections, asked, strict=True):
+            connection.sendall(content)
+        turn.end()
+        found = [answer(connection) for connection in connections]
+        assert {(status, body) for status, _, body in found} == {(503, found[0][2])}
+        assert json.loads(found[0][2])["error"]["code"] == "busy"
+        assert {headers["Retry-After"] for _, headers, _ in found} == {found[0][1]["Retry-After"]}
+        ended = [headers.get("Connection") == "close" for _, headers, _ in found]
+        assert ended == [content is last for content in asked]
+        asked = [plain] * 6
+        connections = [c for c, over in zip(connections, ended, strict=True) if not over]
+    assert counted(front, app).fail.count == 14
+    samples = {(s.name, *sorted(s.labels.values())): s.value for f in context.meters.families() for s in f.samples}
+    assert samples["lanner_requests_total", "/v1/models/<name>/predict", "503", "POST"] == 14
+    held.go.set()
+    assert answer(first)[0] == 200
+    held.slow(0.0)
+    until(lambda: held.predictor.images == 0)
+    assert {status for status, _ in together(front, connect, [plain] * 3)} == {200}
+    for connection in connections:
+        connection.sendall(plain)
+        assert answer(connection)[0] == 200

@@ -124,6 +124,12 @@ def test_a_process_that_fails_fails_the_sweep_with_its_reason(opened):
     assert multiprocessing.active_children() == []
 
 
+def test_a_process_that_is_killed_fails_the_sweep(opened):
+    with pytest.raises(sweep.SweepFailed, match="a process of the sweep failed: it ended"):
+        sweep.sweep(opened, [(2, 1)], IMAGES, lambda: multiprocessing.active_children()[0].kill())
+    assert multiprocessing.active_children() == []
+
+
 def test_leaving_early_ends_the_processes(opened):
     def leave():
         raise KeyboardInterrupt

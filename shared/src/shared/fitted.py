@@ -47,7 +47,9 @@ def read_fit(root: Path, model: str, variant: str, cores: int, processes: int = 
     fit: Fit | None = None
     with _unusable(model):
         found, entry = _entry(root, model, variant, cores)
-        best = {row["processes"]: row for row in entry["by_processes"]}[processes]
+        rows = {row["processes"]: row for row in entry["by_processes"]}
+        # On a GPU threads make no difference: until several processes are tried they take what one does.
+        best = rows[processes if processes in rows or entry["device"] == "cpu" else 1]
         fit = Fit(int(best["threads"]), int(best["batch"]), str(entry["device"]), bool(found["target_ms"]))
     return fit if fit and 1 <= fit.threads <= cores and fit.batch >= 1 else None
 

@@ -50,7 +50,7 @@ PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base
 SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-SWITCH_S = 0.001  # the most that the thread which answers waits for the interpreter at a time, behind one that loads
+SWITCH_S = 0.001  # after which Python code of another thread, one that loads, lets the one that answers go on
 
 
 def create_app(settings: Settings, peers: Peers | None = None) -> Flask:

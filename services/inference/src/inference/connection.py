@@ -9,6 +9,7 @@ from inference import errors, heads, reply
 from inference.batch import Answer
 from inference.body import PIECE, cut_off, stalled
 from inference.fast import Route
+from inference.lane import Refusing
 from inference.pipe import LINGER_S, Pipe, first
 from inference.predictor import NotInTime
 from inference.reply import Headers
@@ -60,14 +61,18 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
-        self._transport.set_write_buffer_limits(0)  # it sends at once what it may not keep, not after all that is read
         self._front.open.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._front.scratch if self._body is None else self._body[self._got - self._body_at:]
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._body is None:
+        refusing = self._front.refusing
+        if refusing is not None and refusing.size == nbytes and not (self._got or self._asks or self._full) \
+                and self._front.scratch[:len(refusing.head)] == refusing.head:
+            refusing.lane.refused += 1
+            self._transport.write(refusing.answer)
+        elif self._body is None:
             self.data_received(bytes(self._front.scratch[:nbytes]))
         else:
             self._arrived(nbytes)
@@ -184,6 +189,9 @@ class Connection(asyncio.BufferedProtocol):
                 self._asks = True
                 self.begin(route.steps(body))
         elif lane.refuses():
+            if not (self._got or self._last):
+                self._front.refusing = Refusing(lane, data[:self._body_at], len(data), reply.whole(
+                    *reply.busy(route.path), self._front.fast.headers, last=False))
             self.reply(*reply.busy(route.path))
         else:
             self._asks = True

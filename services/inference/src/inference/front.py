@@ -12,6 +12,7 @@ every byte from there on is granian's, which knows all of HTTP: nothing is read 
 import asyncio
 import logging
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -31,7 +32,7 @@ from inference.body import STALL_S
 from inference.connection import Connection
 from inference.fast import FastPath, Route
 from inference.heads import ends, environ_of
-from inference.lane import Lane
+from inference.lane import Lane, Refusing
 from inference.pipe import Pipe
 from inference.predictor import BUSY, SMOOTH, Predictor
 from inference.steps import Aside, Ask, Steps
@@ -43,6 +44,8 @@ CACHED = 2048  # bytes of a head that is kept: a client sends the same again and
 LOOK_S = 1.0  # how often stalled requests are looked for
 SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
 BACKLOG = 1024
+AT_ONCE = 64  # new connections
+REST_S = 0.1  # in which file descriptors may come free
 BEHIND = "LANNER_BEHIND"  # from the process that starts granian to the one that serves: the socket between them
 LONG = 16  # threads for each kind of what takes long
 
@@ -50,6 +53,23 @@ LONG = 16  # threads for each kind of what takes long
 def behind() -> Path:
     """Where granian listens."""
     return Path(os.environ[BEHIND])
+
+
+def _bound(host: str, port: int, shared: bool) -> socket.socket:
+    """A socket that does not listen yet. Raises OSError: the address can't be had."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if bound.family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
 
 class Waits(Protocol):
@@ -64,7 +84,7 @@ class Front:
     def __init__(self, fast: FastPath, behind: Path, stall_s: float = STALL_S):
         """behind: the socket of granian. stall_s: after which a request that is not whole is given up."""
         self.fast, self.behind, self.stall_s = fast, behind, stall_s
-        self.loop = uvloop.new_event_loop()  # asyncio's own takes 10 to 25 us longer a request
+        self.loop = uvloop.new_event_loop()  # asyncio's takes longer: docs/benchmarks/serving.md
         self._decoding = ThreadPoolExecutor(LONG, thread_name_prefix="front")
         self._others = {what: ThreadPoolExecutor(LONG, thread_name_prefix=f"front-{what.name.lower()}")
                         for what in Aside}
@@ -74,6 +94,7 @@ class Front:
         self._route = lru_cache(1024)(self._routed)
         self._asked: dict[Answer, Waits] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}  # by Name and alias that there have been
+        self.refusing: Refusing | None = None  # in this turn of the loop
         self._to_run: list[Predictor] = []
         self._looked_at: list[Predictor] = []  # of which something is under way
         self.arriving = 0  # bodies of which a part has come, and is read straight to where it stays
@@ -86,8 +107,7 @@ class Front:
 
         shared: other processes listen there, too. Raises OSError: the address can't be had.
         """
-        self._server = self.loop.run_until_complete(self.loop.create_server(
-            lambda: Connection(self), host, port, backlog=BACKLOG, reuse_port=shared or None, start_serving=False))
+        self._socket = _bound(host, port, shared)
         self._listening = self.loop.create_task(self._listen())
         self.loop.add_reader(closing.READ, self._close)
         self.loop.call_later(SWEEP_S, self._sweep)
@@ -209,10 +229,39 @@ class Front:
             writer.close()
             break
         try:
-            await self._server.start_serving()
+            self._socket.listen(BACKLOG)
         except OSError:  # somebody took the address since it was bound
             log.exception("can't listen")
             os._exit(1)  # which ends granian and whoever else serves with it
+        self._let_in()
+
+    def _let_in(self) -> None:
+        if self._socket.fileno() >= 0:
+            self.loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        """All who wait, up to AT_ONCE: uvloop's own server takes one a turn of the loop, however long turns are, and
+        cuts off whom there is no file descriptor for.
+        """
+        for _ in range(AT_ONCE):
+            try:
+                new, _ = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as e:
+                log.warning("new connections wait for %g s: %s", REST_S, e)
+                self.loop.remove_reader(self._socket)
+                self.loop.call_later(REST_S, self._let_in)
+                return
+            new.setblocking(False)
+            new.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.connecting(self._connect(new))
+
+    async def _connect(self, new: socket.socket) -> None:
+        try:
+            await self.loop.connect_accepted_socket(lambda: Connection(self), new)
+        except OSError:  # it is gone already
+            new.close()
 
     def _routed(self, head: bytes) -> Route | None:
         environ = environ_of(head)
@@ -284,7 +333,8 @@ class Front:
         """Take no connection more, and end when the last request is answered."""
         self.loop.remove_reader(closing.READ)
         self._listening.cancel()
-        self._server.close()
+        self.loop.remove_reader(self._socket)
+        self._socket.close()
         for connection in list(self.open):
             connection.close_when_idle()
         self._end()

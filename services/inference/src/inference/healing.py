@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from shared.errors import Conflict
 from shared.jobs import OptimizeJob, new_id
 from shared.ledger import Ledger, Request
 from shared.queue import deliver
@@ -28,11 +29,15 @@ def queue_rebuild(ledger: Ledger, name: str, model_id: str, alias: str) -> str:
     if known:
         last, job = max(known, key=lambda pair: (pair[0].accepted_at, pair[0].id))
         job, before = dataclasses.replace(job, name=name, alias=alias), last.id
-    # Several processes of the API may ask at one time, and for several aliases: who comes first queues it for all.
+    # Several processes of the API may ask at one time, and for several aliases: all mean the job that is named first.
     key, job_id = f"lanner:rebuild:{model_id}:{before}", new_id("j")
-    if not ledger.redis.set(key, job_id, nx=True, ex=ONE_S):
-        told = ledger.redis.get(key)
-        return told.decode() if isinstance(told, bytes) else job_id
-    request, _ = ledger.accept(job_id, job)
-    deliver(ledger, request)
+    ledger.redis.set(key, job_id, nx=True, ex=ONE_S)
+    told = ledger.redis.get(key)
+    job_id = told.decode() if isinstance(told, bytes) else job_id
+    try:
+        request, new = ledger.accept(job_id, job)  # whoever named it may have ended before it was accepted
+    except Conflict:
+        return job_id  # it is there, as another alias asked for it
+    if new:
+        deliver(ledger, request)
     return job_id

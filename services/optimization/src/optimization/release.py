@@ -19,7 +19,7 @@ from optimization.gate import Candidate, choose, explain, judge
 from optimization.incumbent import why_it_stays
 from optimization.measure import BATCHES, measure
 from optimization.reference import KerasReference, use_cpu
-from optimization.sweep import fit, fit_processes, process_counts
+from optimization.sweep import SweepFailed, fit, fit_processes, process_counts
 from shared import faults, gpu
 from shared.artifacts import Manifest, aliases, open_artifact, promote, register_version
 from shared.attempt import Attempt
@@ -78,10 +78,15 @@ def release(job: OptimizeJob, ctx: Attempt) -> dict[str, Any]:
     version = register_version(ctx.root, job.name, job.model_id)
     alias = move_alias(job, ctx, version, winner, lambda old: why_it_stays(ctx, old, job.model_id, dataset,
                                                                            scores[judged], job.budget))
-    if winner and rows[winner]["device"] != "cpu" and ctx.settings.http_processes == 0:
+    def written() -> dict[str, Any]:
+        card = make_card(job, manifest, version, rows, winner, alias, tested, diagnosis, threads(ctx.settings))
+        write_card(ctx.root, card, images)
+        return card
+
+    card = written()
+    if winner and alias["moved"] and rows[winner]["device"] != "cpu" and ctx.settings.http_processes == 0:
         fit_on_gpu(job, ctx, rows, winner, images)
-    card = make_card(job, manifest, version, rows, winner, alias, tested, diagnosis, threads(ctx.settings))
-    write_card(ctx.root, card, images)
+        card = written()
     ctx.report("gate", 1, 1)
     return summary(card)
 
@@ -200,7 +205,7 @@ def fit_on_gpu(job: OptimizeJob, ctx: Attempt, rows: dict[str, Row], winner: str
         try:
             rows[winner]["serving"] = fit_processes(opener(job, ctx, rows, winner), rows[winner]["serving"], cores,
                                                     images, target_ms, counts, ctx.check)
-        except RuntimeError as e:
+        except SweepFailed as e:
             log.warning("%s is served by one process: %s", winner, e)
         write_found(job, ctx, rows)
 

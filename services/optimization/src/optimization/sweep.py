@@ -46,6 +46,10 @@ class Trial:
     p99_ms: float
 
 
+class SweepFailed(RuntimeError):
+    """One of several processes failed, or ended."""
+
+
 def thread_counts(cores: int) -> list[int]:
     """1, 2, 4, ... and all cores."""
     return sorted({*(1 << i for i in range(cores.bit_length()) if 1 << i < cores), cores})
@@ -109,7 +113,7 @@ def _together(ends: "Sequence[Connection[Any, Any]]") -> Callable[[int], Rate]:
     """The loop in these processes at once, each with its share of the clients."""
     def run(batch: int) -> Rate:
         for end in ends:
-            end.send((batch, CLIENTS // len(ends)))
+            _send(end, (batch, CLIENTS // len(ends)))
         found: list[Rate] = [_receive(end) for end in ends]
         return sum(rate for rate, _ in found), [seconds for _, took in found for seconds in took]
 
@@ -133,14 +137,21 @@ def _child(end: "Connection[Any, Any]", opened: Callable[[int], Session], thread
             end.send(RuntimeError(f"{type(e).__name__}: {e}"))
 
 
+def _send(end: "Connection[Any, Any]", what: Any) -> None:
+    try:
+        end.send(what)
+    except OSError:
+        raise SweepFailed("a process of the sweep failed: it ended") from None
+
+
 def _receive(end: "Connection[Any, Any]") -> Any:
-    """Raises what the child did, and RuntimeError where it says nothing."""
+    """Raises SweepFailed: the child failed, ended, or says nothing."""
     try:
         told = end.recv() if end.poll(PATIENCE_S) else RuntimeError(f"no figures came for {PATIENCE_S:g} s")
-    except EOFError:
+    except (EOFError, OSError):
         told = RuntimeError("it ended")
     if isinstance(told, Exception):
-        raise RuntimeError(f"a process of the sweep failed: {told}")
+        raise SweepFailed(f"a process of the sweep failed: {told}")
     return told
 
 
@@ -226,7 +237,7 @@ def fit_processes(opened: Callable[[int], Session], found: dict[str, Any], cores
                   ) -> dict[str, Any]:
     """What `fit` found of one process on a GPU, and what these numbers of processes do there.
 
-    Raises RuntimeError: a process failed, as where the GPU's memory does not do for all.
+    Raises SweepFailed: a process failed, as where the GPU's memory does not do for all.
     """
     trials = sweep(opened, [(n, max(1, cores // n)) for n in processes], images, between, same=True)
     best = choose(trials, target_ms, larger=True)

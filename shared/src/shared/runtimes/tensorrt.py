@@ -86,9 +86,9 @@ class TensorRTSession(Session):
 
     def close(self) -> None:
         """Free the GPU's memory, and what is page-locked. A closed session runs nothing."""
-        self._pool.close()
         for lane in self.__dict__.pop("_lanes", []):
             lane.close()
+        self._pool.close()
         self.__dict__.pop("_engine", None)
 
 
