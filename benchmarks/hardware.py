@@ -16,7 +16,8 @@ BEGIN, END = "<!-- written by benchmarks/gpu.py -->", "<!-- end of what is writt
 BEGIN_SEVERAL = "<!-- written by benchmarks/gpu.py, of several GPUs -->"
 SHOWN = {"preprocessing": ("cudf", "cupy", "pandas", "numpy", "pyarrow"), "training": ("tensorflow", "keras"),
          "optimization": ("onnxruntime", "tensorrt", "ai-edge-litert", "tensorflow", "keras", "cuda-bindings"),
-         "inference": ("onnxruntime", "tensorrt", "ai-edge-litert", "numpy", "cuda-bindings", "flask", "granian")}
+         "inference": ("onnxruntime", "tensorrt", "ai-edge-litert", "numpy", "cuda-bindings", "flask", "granian",
+                       "uvloop")}
 # Run in the Python of a service: its version and those of all packages there, as JSON.
 LIST_VERSIONS = ("import importlib.metadata as m, json, platform as p; print(json.dumps({'python': p.python_version(),"
                  " **{d.name.lower().replace('_', '-'): d.version for d in m.distributions()}}))")

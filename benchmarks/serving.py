@@ -44,7 +44,7 @@ from shared.stack import free_port  # noqa: E402
 CONNECTIONS = (1, 16, 64)
 PATIENCE_S = 60.0
 TENSORS = 64  # images of a request of tensors
-LISTED = ("granian", "flask", "onnxruntime", "simplejpeg", "orjson", "numpy")
+LISTED = ("granian", "uvloop", "flask", "onnxruntime", "simplejpeg", "orjson", "numpy")
 Row = dict[str, Any]
 
 
