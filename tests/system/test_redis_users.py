@@ -42,6 +42,7 @@ def test_a_job_runs_under_the_acl_and_the_worker_waits_in_blmove(stack, users, t
     clients = lambda: {(c["user"], c["cmd"]) for c in stack.redis.client_list()}  # noqa: E731
     stack.until(lambda: ("worker", "blmove") in clients(), what="a worker in BLMOVE")
     assert stack.ended(stack.accept(job()))["state"] == "succeeded"
+    stack.until(lambda: "keeper" in {user for user, _ in clients()}, what="a keeper's connection")
     assert {user for user, _ in clients()} == {"default", "worker", "keeper"}
 
 
