@@ -204,6 +204,7 @@ class Granian:
         self.seen: list[bytes] = []
         self.path = path
         self.patience_s = 0.3  # without a byte: then it answers
+        self.reply = b"HTTP/1.1 299 granian\r\nContent-Length: 0\r\n\r\n"
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
         self._socket.listen()
@@ -227,7 +228,7 @@ class Granian:
                     continue
                 self.seen.append(data)
                 with suppress(OSError):  # the front may have given it up
-                    connection.sendall(b"HTTP/1.1 299 granian\r\nContent-Length: 0\r\n\r\n")
+                    connection.sendall(self.reply)
 
     def close(self) -> None:
         with suppress(OSError):  # closed before

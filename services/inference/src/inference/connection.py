@@ -14,6 +14,7 @@ from inference.pipe import LINGER_S, Pipe, first
 from inference.predictor import NotInTime
 from inference.reply import Headers
 from inference.steps import Aside, Ask, Steps
+from inference.unread import Unread
 
 if TYPE_CHECKING:
     from inference.front import Front
@@ -58,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
         self.leaving: Callable[[], None] | None = None  # to be called when the client leaves before that
         self._taken = 0  # of a large body, the bytes that have come: of the memory set aside for such
         self._holds_slot = self._full = self._last = self._refused = False
+        self._unread = Unread()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
@@ -85,10 +87,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _arrived(self, more: int) -> None:
         self._got += more
+        if self._got > self._need + AHEAD:
+            self._transport.pause_reading()
         if self._asks or self._full:
-            if self._got > AHEAD:
-                self._transport.pause_reading()
-        elif self._holds_slot and not self._has_room():
+            return
+        if self._holds_slot and not self._has_room():
             return
         elif self._got >= self._need:
             self._next()
@@ -130,9 +133,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._route is None:
             self._transport.close()
 
-    def give_up_before(self, before: float) -> None:
-        """If the rest of a request has not come, and nothing of it since then, end the connection."""
-        if self._heard >= before or self._transport.is_closing():
+    def give_up_before(self, before: float, unread: float) -> None:
+        """If the rest of a request has not come, and nothing of it since then, end the connection; also if nothing of
+        an answer was read since `unread`.
+        """
+        if self._unread.since(self._transport, unread):
+            self._transport.abort()
+        elif self._heard >= before or self._transport.is_closing():
             return
         if self._route is None:
             self._transport.close()
@@ -362,7 +369,7 @@ class Connection(asyncio.BufferedProtocol):
         if not (self._full or self._asks or self._transport.is_closing()):
             if self._got:
                 self._next()
-            if not self._transport.is_reading():
+            if self._got <= self._need + AHEAD and not self._transport.is_reading():
                 self._transport.resume_reading()
 
     def _hand_over(self, data: bytes) -> None:

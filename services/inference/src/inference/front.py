@@ -46,6 +46,7 @@ SWEEP_S = 0.05  # by how much it may be noticed late that a deadline passed
 BACKLOG = 1024
 AT_ONCE = 64  # new connections
 REST_S = 0.1  # in which file descriptors may come free
+PARTING_S = 5.0  # the process ends: who has not read on by then is cut off
 BEHIND = "LANNER_BEHIND"  # from the process that starts granian to the one that serves: the socket between them
 LONG = 16  # threads for each kind of what takes long
 
@@ -82,7 +83,9 @@ class Front:
     """An event loop in one thread: everything but `start` and `told` is that thread's alone."""
 
     def __init__(self, fast: FastPath, behind: Path, stall_s: float = STALL_S):
-        """behind: the socket of granian. stall_s: after which a request that is not whole is given up."""
+        """behind: the socket of granian. stall_s: after which a request that is not whole, or an
+        answer that is not read, is given up.
+        """
         self.fast, self.behind, self.stall_s = fast, behind, stall_s
         self.loop = uvloop.new_event_loop()  # asyncio's takes longer: docs/benchmarks/serving.md
         self._decoding = ThreadPoolExecutor(LONG, thread_name_prefix="front")
@@ -99,7 +102,7 @@ class Front:
         self._looked_at: list[Predictor] = []  # of which something is under way
         self.arriving = 0  # bodies of which a part has come, and is read straight to where it stays
         self._done: deque[Answer] = deque()
-        self._called = False
+        self._called = self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, host: str, port: int, shared: bool) -> None:
@@ -318,10 +321,10 @@ class Front:
             self._tell(who, answer)
 
     def _look(self) -> None:
-        """Give up requests whose clients have stopped sending: each keeps others from sending theirs."""
-        before = time.monotonic() - self.stall_s
+        """Give up requests whose clients have stopped sending, which keep others from sending theirs, or reading."""
+        now, read_s = time.monotonic(), min(self.stall_s, PARTING_S) if self._closing else self.stall_s
         for connection in list(self.open):
-            connection.give_up_before(before)
+            connection.give_up_before(now - self.stall_s, now - read_s)
         self.loop.call_later(min(LOOK_S, self.stall_s), self._look)
 
     def close(self) -> None:
@@ -331,6 +334,7 @@ class Front:
 
     def _close(self) -> None:
         """Take no connection more, and end when the last request is answered."""
+        self._closing = True
         self.loop.remove_reader(closing.READ)
         self._listening.cancel()
         self.loop.remove_reader(self._socket)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from inference import errors, reply
 from inference.body import PIECE, stalled
+from inference.unread import Unread
 
 if TYPE_CHECKING:
     from inference.front import Front
@@ -27,6 +28,7 @@ class Pipe(asyncio.Protocol):
         self._front, self._is_client = front, client is not None
         self._other: Pipe | None = None
         self._path, self._owed, self._heard, self._silent = path, owed, time.monotonic(), True
+        self._unread = Unread()
         if client is not None:
             self.transport = client
             client.set_write_buffer_limits(PIECE)
@@ -102,8 +104,11 @@ class Pipe(asyncio.Protocol):
     def close_when_idle(self) -> None:
         """granian does."""
 
-    def give_up_before(self, before: float) -> None:
+    def give_up_before(self, before: float, unread: float) -> None:
         """As Connection's, for the first body; what follows on this connection nobody here reads."""
+        if self._unread.since(self.transport, unread):
+            self.transport.abort()
+            return
         if self._owed <= 0 or self._other is None or self.transport.is_closing():
             return
         if not self.transport.is_reading():  # granian is late, not the client
