@@ -6,6 +6,7 @@ import urllib.request
 
 import pytest
 
+from lanner import LannerError
 from shared.init import ROLES
 
 pytestmark = pytest.mark.compose
@@ -60,9 +61,9 @@ def test_no_process_has_a_capability_or_may_gain_one(stack):
 
 def test_each_service_writes_only_what_is_its_own(stack):
     assert writable(stack, "inference") == {"raw", "jobs", "aliases"}
-    assert writable(stack, "keeper") == {"jobs", "work", ".staging"}
     assert writable(stack, "tensorboard") == set()
-    assert writable(stack, "training") > {"work", "models", ".staging"}
+    for service in (*WORKERS, "keeper"):
+        assert writable(stack, service) > {"work", "models", ".staging"}
 
 
 def test_every_image_can_trace(stack):
@@ -123,6 +124,18 @@ def test_a_folder_under_imports_becomes_a_dataset(stack, images):
     (stack.imports / "colours").chmod(0o755)  # user 10001 reads it
     accepted = stack.submit("import:colours", "imported", epochs=1)
     stack.succeeded(accepted)
+
+
+def test_what_was_published_can_be_deleted(stack, source):
+    accepted = stack.submit(source, "passing", epochs=1)
+    stack.succeeded(accepted)
+    with pytest.raises(LannerError, match="passing@production points at version 1"):
+        stack.client.delete("models/passing/versions/1")
+    stack.client.delete("models/passing/aliases/production")
+    stack.client.delete("models/passing/versions/1")
+    stack.client.delete(f"datasets/{accepted['dataset_id']}")
+    assert accepted["model_id"] not in models_of(stack)
+    assert accepted["dataset_id"] not in stack.python("keeper", "import os; print(os.listdir('/artifacts/datasets'))")
 
 
 def test_a_training_container_killed_mid_train_is_replaced_and_publishes_once(stack, source):

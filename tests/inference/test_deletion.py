@@ -1,12 +1,14 @@
 """DELETE: what nothing stands on goes whole, what something stands on stays whole."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
-from shared import artifacts
+from shared import artifacts, deletions
 from shared.errors import Conflict
 from shared.jobs import OptimizeJob, PredictJob, TrainJob
 from shared.ledger import Ledger
@@ -29,6 +31,22 @@ def published(serving: FlaskClient, root: Path) -> FlaskClient:
     return serving
 
 
+@pytest.fixture(autouse=True)
+def keeper(root: Path) -> Iterator[threading.Event]:
+    """What carries out the orders, until it is set."""
+    stop = threading.Event()
+
+    def keep() -> None:
+        while not stop.wait(0.01):
+            deletions.carry_out(root)
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    yield stop
+    stop.set()
+    thread.join()
+
+
 def code_of(answer: Any) -> tuple[int, str]:
     return answer.status_code, answer.json["error"]["code"] if answer.status_code != 204 else ""
 
@@ -46,7 +64,7 @@ def test_a_version_goes_with_its_model_and_its_number_is_given_to_no_other(publi
     assert artifacts.versions(root, "colors") == {1: "m-1"}
     for target in ("models/m-2", "variants/m-2", "cards/m-2.json", "cards/m-2.html", "cards/m-2.serving.json"):
         assert not (root / target).exists()
-    assert list((root / ".staging").iterdir()) == []
+    until(lambda: list((root / ".staging").iterdir()) == [])
     assert code_of(published.delete("/v1/models/colors/versions/2")) == (404, "not_found")
     assert publish_model(root, "colors", "m-3") == 3
     assert published.get("/v1/cards/m-2").status_code == 404
@@ -132,3 +150,23 @@ def test_deleting_an_alias_is_a_move_which_a_job_accepted_before_it_respects(pub
     assert made["seq"] == seen + 2
     with pytest.raises(Conflict, match="was moved by api just now"):
         artifacts.promote(root, "colors", "candidate", 2, "onnx-fp32", by="j-1", seq=seen)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/colors/versions/2", "/v1/datasets/d-2", "/v1/predictions/r-1"])
+def test_without_a_keeper_nothing_is_deleted_and_it_is_told(published: FlaskClient, root: Path, path: str, keeper: Any,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deletions, "WAIT_S", 0.1)
+    keeper.set()
+    before = sorted(str(p) for p in root.rglob("*") if p.name not in ("jobs", ".deletions", ".lock"))
+    told = published.delete(path)
+    assert code_of(told) == (503, "keeper_absent")
+    assert "docker compose up -d keeper" in told.json["error"]["message"]
+    assert sorted(str(p) for p in root.rglob("*") if p.name not in ("jobs", ".deletions", ".lock")) == before
+
+
+def test_a_version_whose_model_went_before_its_number_did_can_be_deleted_again(published: FlaskClient,
+                                                                               root: Path) -> None:
+    deletions.delete(root, None, ["models/m-2", "variants/m-2"])
+    assert published.get("/v1/models/colors").status_code == 200
+    assert code_of(published.delete("/v1/models/colors/versions/2")) == (204, "")
+    assert artifacts.versions(root, "colors") == {1: "m-1"}

@@ -1,5 +1,6 @@
 """/v1/pipelines and /v1/jobs: what is written, what is delivered, what the same request again does."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,26 @@ def test_a_stage_waits_for_the_job_that_makes_what_it_reads(client: FlaskClient,
     ledger.end(first["id"], "failed", code="refused", message="no images")
     late = client.post("/v1/jobs", json={"kind": "train", "dataset_id": first["job"]["dataset_id"], "name": "late"})
     assert (late.status_code, late.json["error"]["code"]) == (404, "not_found")
+
+
+def test_a_record_that_another_version_wrote_is_in_nobody_s_way(client: FlaskClient, root: Path,
+                                                                caplog: pytest.LogCaptureFixture) -> None:
+    job = client.post("/v1/jobs", json={"kind": "preprocess", "source": "cifar10"}).json
+    record = json.loads((root / "jobs" / job["id"] / "request.json").read_bytes())
+    for odd, change in (("j-kind", {"kind": "distil"}), ("j-field", {"job": {**record["job"], "hue": 1}}),
+                        ("j-shape", {"parent": None, "job": []})):
+        artifacts.write_json(root / "jobs" / odd / "request.json", {**record, "id": odd, **change})
+    artifacts.write_bytes(root / "jobs/j-torn/request.json", b'{"id": ')
+    artifacts.write_json(root / "jobs/j-old/request.json", {"id": "j-old"})
+    client.put("/v1/uploads/u-1", data=b"bytes")
+    assert 'lanner_jobs{state="unreadable"} 5.0' in client.get("/metrics").text
+    assert client.delete("/v1/uploads/u-1").status_code == 204
+    assert [known["id"] for known in client.get("/v1/jobs").json["jobs"]] == [job["id"]]
+    after = client.post("/v1/jobs", json={"kind": "train", "dataset_id": job["job"]["dataset_id"]})
+    assert (after.status_code, after.json["parent"]) == (202, job["id"])
+    told = client.get("/v1/jobs/j-kind")
+    assert (told.status_code, told.json["error"]["code"]) == (500, "damaged")
+    assert caplog.text.count("the record of job j-kind is none that this version wrote") == 1
 
 
 def test_an_artifact_that_exists_is_not_made_again(client: FlaskClient, root: Path) -> None:

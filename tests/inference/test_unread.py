@@ -15,7 +15,7 @@ from inference import front as fronts
 from inference.connection import AHEAD
 from inference.front import SCRATCH, Front
 
-from .conftest import Granian, answer, answers, free_port, request, until
+from .conftest import Granian, answers, free_port, request, until
 
 LARGE = b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\n\r\n" + bytes(20_000_000)
 

@@ -3,7 +3,8 @@
 It looks at the open records about once a second, starts a stage when its parent has succeeded, delivers again what RQ
 no longer knows or whose process is gone, ends what was cancelled or keeps dying, and sweeps what nobody needs. Whether
 a job runs is told by its run lock, which the kernel frees with the process: so a killed worker's job is back within
-seconds, long before RQ misses its heartbeat. Several keepers may be up: a lease in Redis lets one work.
+seconds, long before RQ misses its heartbeat. What the API was asked to delete it deletes: the API may not write there.
+Several keepers may be up: a lease in Redis lets one work.
 """
 
 import logging
@@ -21,6 +22,7 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
+from shared.deletions import carry_out
 from shared.ledger import Ledger, Request, spent_of
 from shared.queue import NUDGE, SafeJob, connect, deliver, delivery_id, queue_of
 from shared.settings import Settings, load
@@ -183,6 +185,7 @@ def main() -> None:
         try:
             if keeper.hold_lease(token):
                 keeper.step()
+                carry_out(settings.artifacts)
                 if time.monotonic() - swept > 60:
                     keeper.sweep()
                     swept = time.monotonic()

@@ -10,6 +10,7 @@ jobs/<id>/run.lock        held (flock) by the process that runs it
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -22,9 +23,10 @@ from typing import Any
 from redis import Redis, RedisError
 
 from shared.artifacts import alias_seq, fsync_dir, now, read_json, write_json
-from shared.errors import Conflict, NotFound
+from shared.errors import Conflict, Damaged, LannerError, NotFound, Refused
 from shared.jobs import Job, OptimizeJob, check_id, kind_of, parse, payload
 
+log = logging.getLogger("lanner.ledger")
 TERMINAL = ("succeeded", "failed", "cancelled")
 EVENTS_KEPT = 1000
 
@@ -53,6 +55,7 @@ class Ledger:
         self.folder = root / "jobs"
         self.redis = redis
         self._requests: dict[str, Request] = {}
+        self._unreadable: set[str] = set()
 
     # Accepting
 
@@ -78,16 +81,30 @@ class Ledger:
         return request, new
 
     def request(self, job_id: str) -> Request:
-        """Raises NotFound for an unknown id."""
+        """Raises NotFound for an unknown id, Damaged for a record that can't be read."""
         if job_id not in self._requests:
             path = self.folder / check_id(job_id, "job id") / "request.json"
             if not path.exists():
                 raise NotFound(f"job {job_id} does not exist: GET /v1/jobs lists the latest")
             body = read_json(path)
-            self._requests[job_id] = Request(body["id"], body["kind"], parse(body["kind"], body["job"]), body["parent"],
-                                             body["pipeline"], body["accepted_at"], body.get("traceparent", ""),
-                                             body.get("alias_seq"))
+            try:
+                self._requests[job_id] = Request(body["id"], body["kind"], parse(body["kind"], body["job"]),
+                                                 body["parent"], body["pipeline"], body["accepted_at"],
+                                                 body.get("traceparent", ""), body.get("alias_seq"))
+            except (AttributeError, KeyError, TypeError, Refused) as e:  # whatever shape it has
+                raise Damaged(f"the record of job {job_id} is none that this version wrote ({e}): see "
+                              f"jobs/{job_id}/request.json") from e
         return self._requests[job_id]
+
+    def requests(self) -> Iterator[Request]:
+        """Every accepted job but those whose record can't be read, as another version's can't; these are logged."""
+        for job_id in self.ids():
+            try:
+                yield self.request(job_id)
+            except LannerError as e:
+                if job_id not in self._unreadable:
+                    self._unreadable.add(job_id)
+                    log.error("%s", e)
 
     def _alias_seq(self, job: Job) -> int | None:
         if not isinstance(job, OptimizeJob):

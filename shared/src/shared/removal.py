@@ -1,10 +1,8 @@
 """Taking away what was published. What something still stands on is refused, with what that is.
 
-A folder is renamed into .staging first: readers see it whole or not at all, and where this dies the keeper sweeps it.
+All of these raise Unavailable (keeper_absent), with nothing deleted, where no keeper is there to take the data away.
 """
 
-import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,11 @@ from shared.artifacts import (
     names,
     open_artifact,
     read_json,
-    stage,
     versions,
     write_json,
 )
-from shared.errors import Conflict, Damaged, LannerError, NotFound
+from shared.deletions import delete
+from shared.errors import Conflict, Damaged, NotFound
 from shared.jobs import Job, PredictJob, check_id
 from shared.ledger import Ledger
 
@@ -41,9 +39,8 @@ def remove_dataset(root: Path, ledger: Ledger, dataset_id: str) -> None:
                 raise Conflict(f"version {number} of {name} was trained on dataset {dataset_id}, and its variants are "
                                "made from both: delete that version first", "in_use")
     _check_jobs(ledger, f"dataset {dataset_id}", {dataset_id, *models}, "")
-    for model in models:  # that no Name has: no optimize job came to its end
-        _away_with(root, model)
-    _away(root, target)
+    # The models are those that no Name has: no optimize job came to its end.
+    delete(root, ledger.redis, [*[of for model in models for of in _all_of(model)], target])
 
 
 def remove_version(root: Path, ledger: Ledger, name: str, number: int) -> None:
@@ -61,12 +58,12 @@ def remove_version(root: Path, ledger: Ledger, name: str, number: int) -> None:
             if record["version"] == number:
                 raise Conflict(f"{name}@{alias} points at version {number}: move or delete that alias first", "in_use")
         _check_jobs(ledger, f"version {number} of {name}", {model}, name)
+        if not others:
+            delete(root, ledger.redis, _all_of(model))
         path = folder / "versions" / f"{number}.json"
         write_json(path.with_suffix(".gone"), read_json(path))  # its number is given to no other
         path.unlink()
         fsync_dir(path.parent)
-    if not others:
-        _away_with(root, model)
 
 
 def remove_alias(root: Path, name: str, alias: str) -> None:
@@ -81,11 +78,11 @@ def remove_alias(root: Path, name: str, alias: str) -> None:
         fsync_dir(path.parent)
 
 
-def remove_predictions(root: Path, predictions_id: str) -> None:
+def remove_predictions(root: Path, ledger: Ledger, predictions_id: str) -> None:
     """Raises NotFound."""
     target = f"predictions/{check_id(predictions_id, 'predictions id')}"
     _check_there(root, target)
-    _away(root, target)
+    delete(root, ledger.redis, [target])
 
 
 def _trained_on(root: Path, dataset_id: str) -> list[str]:
@@ -97,11 +94,9 @@ def _trained_on(root: Path, dataset_id: str) -> list[str]:
     return found
 
 
-def _away_with(root: Path, model: str) -> None:
-    for target in (f"variants/{model}", f"models/{model}"):
-        _away(root, target)
-    for suffix in ("html", "serving.json", "json"):
-        (root / "cards" / f"{model}.{suffix}").unlink(missing_ok=True)
+def _all_of(model: str) -> list[str]:
+    cards = [f"cards/{model}.{suffix}" for suffix in ("html", "serving.json", "json")]
+    return [f"variants/{model}", *cards, f"models/{model}"]
 
 
 def _check_there(root: Path, target: str) -> None:
@@ -111,26 +106,13 @@ def _check_there(root: Path, target: str) -> None:
 
 def _check_jobs(ledger: Ledger, what: str, ids: set[str], name: str) -> None:
     """Raise Conflict where a job that has not ended reads one of these, or may predict by this Name."""
-    for job_id in ledger.ids():
-        try:
-            job = ledger.request(job_id).job
-        except LannerError:  # a record of another version's: it runs no more
-            continue
+    for request in ledger.requests():
+        job = request.job
         if (ids & _reads(job) or (name and isinstance(job, PredictJob) and job.name == name)) and (
-                ledger.ended(job_id) is None):
-            raise Conflict(f"job {job_id} still stands on {what}: cancel it, or delete later", "in_use")
+                ledger.ended(request.id) is None):
+            raise Conflict(f"job {request.id} still stands on {what}: cancel it, or delete later", "in_use")
 
 
 def _reads(job: Job) -> set[Any]:
     source = getattr(job, "source", "").removeprefix("dataset:").partition("/")[0]
     return {getattr(job, "dataset_id", ""), getattr(job, "model_id", ""), source}
-
-
-def _away(root: Path, target: str) -> None:
-    path = root / target
-    if not path.exists():
-        return
-    gone = stage(root, "deleted")
-    os.rename(path, gone / path.name)
-    fsync_dir(path.parent)
-    shutil.rmtree(gone)

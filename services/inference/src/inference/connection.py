@@ -93,7 +93,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._holds_slot and not self._has_room():
             return
-        elif self._got >= self._need:
+        if self._got >= self._need:
             self._next()
         else:
             self._heard = time.monotonic()

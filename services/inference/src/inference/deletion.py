@@ -33,5 +33,6 @@ def alias(name: str, alias: str) -> Gone:
 
 @bp.delete("/v1/predictions/<predictions_id>")
 def predictions(predictions_id: str) -> Gone:
-    removal.remove_predictions(api().settings.artifacts, predictions_id)
+    context = api()
+    removal.remove_predictions(context.settings.artifacts, context.ledger, predictions_id)
     return "", 204

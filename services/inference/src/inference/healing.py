@@ -19,11 +19,10 @@ def queue_rebuild(ledger: Ledger, name: str, model_id: str, alias: str) -> str:
     Raises RedisError when the queue does not answer; no job is accepted then.
     """
     known: list[tuple[Request, OptimizeJob]] = []
-    for job_id in ledger.ids():
-        request = ledger.request(job_id)
+    for request in ledger.requests():
         if isinstance(request.job, OptimizeJob) and request.job.model_id == model_id:
-            if ledger.ended(job_id) is None:
-                return job_id
+            if ledger.ended(request.id) is None:
+                return request.id
             known.append((request, request.job))
     job, before = OptimizeJob(model_id, name, alias=alias), ""
     if known:

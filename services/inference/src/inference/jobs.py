@@ -9,7 +9,7 @@ from flask import Blueprint, Response, jsonify, request
 from inference.body import read_json
 from inference.context import api
 from inference.submit import submit_job
-from shared.errors import Conflict, LannerError, Refused
+from shared.errors import Conflict, Refused
 from shared.jobs import KINDS
 from shared.ledger import TERMINAL, Ledger, Request
 from shared.queue import nudge
@@ -56,14 +56,8 @@ def cancel(job_id: str) -> tuple[Response, int]:
 
 
 def recent(ledger: Ledger) -> list[Request]:
-    """Every accepted job, the latest first; a record that can't be read is logged and left out."""
-    found = []
-    for job_id in ledger.ids():
-        try:
-            found.append(ledger.request(job_id))
-        except LannerError as e:
-            log.error("jobs/%s: %s", job_id, e)
-    return sorted(found, key=lambda r: r.accepted_at, reverse=True)
+    """Every accepted job whose record can be read, the latest first."""
+    return sorted(ledger.requests(), key=lambda r: r.accepted_at, reverse=True)
 
 
 def limit_of() -> int:

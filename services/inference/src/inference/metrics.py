@@ -10,13 +10,15 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from redis import RedisError
 
+from shared.errors import LannerError
 from shared.jobs import KINDS
 from shared.ledger import TERMINAL, Ledger
 from shared.queue import queue_of
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-STATES = ("waiting", "queued", "running", *TERMINAL)
+UNREADABLE = "unreadable"  # of a job: its record is none that this version wrote
+STATES = ("waiting", "queued", "running", *TERMINAL, UNREADABLE)
 
 
 class Histogram:
@@ -150,7 +152,7 @@ class Jobs(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         counts = dict.fromkeys(STATES, 0)
         for job_id in self._ledger.ids():
-            state = self._over.get(job_id) or self._ledger.state(job_id)
+            state = self._over.get(job_id) or self._state(job_id)
             if state in TERMINAL:
                 self._over[job_id] = state
             counts[state] += 1
@@ -166,3 +168,9 @@ class Jobs(Collector):
         except RedisError:
             return
         yield queues
+
+    def _state(self, job_id: str) -> str:
+        try:
+            return self._ledger.state(job_id)
+        except LannerError:
+            return UNREADABLE

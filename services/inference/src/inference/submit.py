@@ -199,11 +199,10 @@ def _maker(ledger: Ledger, root: Path, kind: str, made: Any, fields: dict[str, A
     """The job whose success a stage waits for, '' where what it reads is published; fills in the name from either."""
     target = f"{kind}/{check_id(made, kind[:-1] + '_id')}"
     if not (root / target).exists():
-        for job_id in ledger.ids():
-            job = ledger.request(job_id).job
-            if job.target == target and ledger.ended(job_id) is None:
-                fields.setdefault("name", job.name)
-                return job_id
+        for request in ledger.requests():
+            if request.job.target == target and ledger.ended(request.id) is None:
+                fields.setdefault("name", request.job.name)
+                return request.id
     if not (root / target).exists():  # asked again: its job may have ended while the others were read
         raise NotFound(f"{target} does not exist, and no job that still runs makes it")
     manifest = open_artifact(root, target, hashes=False)

@@ -79,11 +79,11 @@ def delete(upload_id: str) -> tuple[str, int]:
 
 def _reader(ledger: Ledger, upload_id: str) -> str:
     """The id of a job that may still read the upload, or ''."""
-    for job_id in ledger.ids():
-        if ledger.ended(job_id) is None:
-            job = ledger.request(job_id).job
-            if isinstance(job, PreprocessJob | PredictJob) and job.source == f"upload:{upload_id}":
-                return job_id
+    for known in ledger.requests():
+        job = known.job
+        if (isinstance(job, PreprocessJob | PredictJob) and job.source == f"upload:{upload_id}"
+                and ledger.ended(known.id) is None):
+            return known.id
     return ""
 
 
