@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from shared.augmentation import check_augmentation
 from shared.errors import Refused
 from training import augmentation
 
@@ -92,4 +93,4 @@ def test_draws_depend_on_the_seed_alone_and_fill_their_ranges() -> None:
 ], ids=str)
 def test_an_option_that_can_not_work_is_refused(options: dict) -> None:
     with pytest.raises(Refused, match=next(iter(options))):
-        augmentation.check(options, 32)
+        check_augmentation(options, 32)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from shared import attempt
+from shared import attempt, weights
 from shared.artifacts import open_artifact
 from shared.attempt import Stopped
 from shared.datasets import Dataset, Spec
@@ -29,7 +29,7 @@ def weights_in(folder: Path, name: str, seed: int = 3) -> Path:
     keras.utils.set_random_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     network = keras.applications.MobileNetV2((96, 96, 3), include_top=False, weights=None)
-    if name == transfer.OWN:
+    if name == weights.OWN:
         network.save_weights(folder / name)
     else:  # as the files of keras.applications are
         with h5py.File(folder / name, "w") as file:
@@ -54,7 +54,7 @@ def test_without_weights_it_is_refused_at_once_with_the_file_its_source_and_its_
 
 
 def test_a_file_that_holds_something_else_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / transfer.OWN
+    path = tmp_path / weights.OWN
     path.write_bytes(b"<html>")
     with pytest.raises(Refused, match="holds no weights of MobileNetV2 without its top"):
         transfer.load(networks.build(TRANSFER, SPEC), path)
@@ -63,18 +63,18 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", [96, 224])
 def test_the_volume_comes_before_keras_s_own_and_the_nearest_size_first(tmp_path: Path, home: Path, side: int) -> None:
     volume = tmp_path / "weights"
-    for folder, sizes in ((home / "models", transfer.SIDES), (volume, (160, side))):
+    for folder, sizes in ((home / "models", weights.SIDES), (volume, (160, side))):
         folder.mkdir(parents=True)
         for size in sizes:
             (folder / f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5").touch()
-    assert transfer.find(tmp_path, side) == volume / transfer.file_names(side)[1]
-    assert f"_{side}_" in transfer.find(tmp_path, side).name
+    assert weights.find_weights(tmp_path, side) == volume / weights.file_names(side)[1]
+    assert f"_{side}_" in weights.find_weights(tmp_path, side).name
     for path in volume.iterdir():
         path.unlink()
-    assert transfer.find(tmp_path, side).parent == home / "models"
+    assert weights.find_weights(tmp_path, side).parent == home / "models"
 
 
-@pytest.mark.parametrize("name", [transfer.OWN, transfer.file_names(96)[1]], ids=["Keras 3", "keras.applications"])
+@pytest.mark.parametrize("name", [weights.OWN, weights.file_names(96)[1]], ids=["Keras 3", "keras.applications"])
 def test_the_weights_arrive_and_raw_pixels_are_normalised_inside(tmp_path: Path, name: str) -> None:
     path = weights_in(tmp_path / "weights", name)
     spec = dataclasses.replace(SPEC, size=96)
@@ -104,7 +104,7 @@ def test_the_rate_stays_while_frozen_then_falls_from_a_tenth() -> None:
 def test_the_last_layer_learns_then_all_and_a_stopped_training_ends_the_same(tmp_path: Path, write_dataset,
                                                                              new_attempt) -> None:
     job = TrainJob("m-1", write_dataset(tmp_path, images=48), "colours", "transfer", epochs=2, batch_size=12)
-    path = weights_in(tmp_path / "weights", transfer.OWN)
+    path = weights_in(tmp_path / "weights", weights.OWN)
     dataset = Dataset(tmp_path, job.dataset_id)
     started = networks.build(TRANSFER, dataset.spec)
     transfer.load(started, path)
@@ -147,7 +147,7 @@ def test_the_last_layer_learns_then_all_and_a_stopped_training_ends_the_same(tmp
 
 
 def test_a_job_publishes_a_model_with_its_recipe(tmp_path: Path, write_dataset, new_attempt) -> None:
-    weights_in(tmp_path / "weights", transfer.OWN)
+    weights_in(tmp_path / "weights", weights.OWN)
     job = TrainJob("m-1", write_dataset(tmp_path, images=48), "colours", "transfer", epochs=1, batch_size=12)
     train(job, new_attempt(tmp_path, job))
     recipe = open_artifact(tmp_path, "models/m-1")["recipe"]

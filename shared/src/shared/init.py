@@ -17,7 +17,8 @@ from shared.settings import load
 
 USER = 10001  # as in services/Dockerfile and compose.yaml
 ACCESS, REDIS_DATA = Path("/access"), Path("/data")
-FOLDERS = ("raw", "jobs", "aliases", "work", "datasets", "models", "variants", "cards", ".staging")
+FOLDERS = ("raw", "jobs", "aliases", "work", "datasets", "models", "variants", "cards", "predictions", "weights",
+           ".staging")
 ROLES = ("api", "worker", "keeper")
 # INFO is among the dangerous ones, but without it RQ takes the server for an old one and moves jobs by BLPOP, which
 # loses the job of a worker that dies right after. Lua stays allowed: RQ's own scripts need it.

@@ -16,11 +16,13 @@ from redis import RedisError
 
 from inference.uploads import find_upload
 from shared.artifacts import open_artifact, versions
+from shared.augmentation import LARGEST, check_augmentation
 from shared.errors import Conflict, NotFound, Refused
 from shared.jobs import ID, KINDS, RECIPES, Job, TrainJob, TuneJob, check_id, kind_of, new_id, parse
 from shared.ledger import Ledger, Request
 from shared.queue import deliver
 from shared.tracing import TRACEPARENT
+from shared.weights import find_weights
 
 STAGES = ("preprocess", "train", "optimize")  # of a pipeline
 KEY_LIMIT = 255
@@ -65,7 +67,7 @@ def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str =
            "train": {"name": name, "dataset_id": dataset_id, "model_id": model_id},
            "optimize": {"name": name, "model_id": model_id}}
     jobs = {stage: parse(stage, {**_stage(body, stage, ids[stage]), **ids[stage]}) for stage in STAGES}
-    _check_recipes(jobs["train"])
+    _check_training(root, jobs["train"])
     pipeline, requests, new, parent, trace = mint("p"), {}, False, "", _told(traceparent)
     fresh: list[str] = []
     _ask_queue(ledger, [mint("j", stage) for stage in STAGES])
@@ -113,7 +115,7 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "",
             fields.setdefault("predictions_id", mint("r"))
             _check_predict(root, fields)
     job = parse(kind, fields)
-    _check_recipes(job)
+    _check_training(root, job)
     known = _ask_queue(ledger, [job_id])
     if not known and job.target and (root / job.target).exists():
         raise Conflict(f"{job.target} exists already: leave the id out and one is made", "id_taken")
@@ -138,8 +140,8 @@ def _check_predict(root: Path, fields: dict[str, Any]) -> None:
         open_artifact(root, f"datasets/{check_id(rest.partition('/')[0], 'dataset id')}", hashes=False)
 
 
-def _check_recipes(job: Job) -> None:
-    """Known now, not when a dataset has been prepared. Raises Refused."""
+def _check_training(root: Path, job: Job) -> None:
+    """What can be known now, not when a dataset has been prepared. Raises Refused."""
     match job:
         case TrainJob():
             asked, able = (job.recipe,), (*RECIPES, "auto")
@@ -150,6 +152,10 @@ def _check_recipes(job: Job) -> None:
     if unknown := [name for name in asked if name not in able]:
         raise Refused(f"recipe {unknown[0]!r} is unknown to {kind_of(job)}: expected one of {', '.join(able)}",
                       "unknown_recipe")
+    if "transfer" in asked:
+        find_weights(root, LARGEST)
+    if isinstance(job, TrainJob):
+        check_augmentation(job.augmentation, LARGEST, job.recipe)
 
 
 def _minter(key: str) -> Callable[..., str]:

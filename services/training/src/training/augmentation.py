@@ -9,42 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from shared.errors import Refused
-
-OPTIONS = {
-    "horizontal_flip": "true or false",
-    "width_shift_range": "a fraction of the width below 1, or pixels",
-    "height_shift_range": "a fraction of the height below 1, or pixels",
-    "rotation_range": "degrees, 0 to 180",
-    "zoom_range": "a number from 0 to below 1, or [lowest, highest] above 0",
-    "views": "true or false",
-    "cutout": "side of a square to blank, a fraction of the side below 1, or pixels",
-}
 Draws = dict[str, tf.Tensor]
-
-
-def check(options: dict[str, Any], size: int) -> None:
-    """Raises Refused for an option that is unknown or has a value it can't take at `size` pixels a side."""
-    for name, value in options.items():
-        if name not in OPTIONS:
-            raise Refused(f"augmentation has no option {name!r}: expected some of {', '.join(OPTIONS)}",
-                          "bad_augmentation")
-        if not _valid(name, value, size):
-            raise Refused(f"augmentation {name} is {value!r}: expected {OPTIONS[name]}", "bad_augmentation")
-
-
-def _valid(name: str, value: Any, size: int) -> bool:
-    if name in ("horizontal_flip", "views"):
-        return isinstance(value, bool)
-    if name == "zoom_range" and isinstance(value, (list, tuple)):
-        return len(value) == 2 and all(_number(v) for v in value) and 0 < value[0] <= value[1] <= 10
-    if not _number(value) or value < 0:
-        return False
-    return bool(value <= {"rotation_range": 180, "zoom_range": 0.99}.get(name, size))
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def pixels(value: float, size: int) -> float:

@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from shared import faults
 from shared.attempt import Attempt
+from shared.augmentation import check_augmentation
 from shared.datasets import Dataset
-from training import augmentation, checkpoints, device, networks, transfer, views
+from shared.weights import find_weights
+from training import checkpoints, device, networks, transfer, views
 from training.evaluation import best_epoch, cross_entropy, new_predict, refuse_divergence, tell_epoch
 from training.recipes import Recipe, learning_rate
 from training.replicas import mirrored
@@ -55,7 +57,7 @@ class Training:
         self.one_program = False  # whether the steps of a call are one
         self.yielding = Yielding(ctx.settings)
         self.strategy = strategy or tf.distribute.get_strategy()
-        weights = transfer.find(ctx.root, dataset.spec.size) if recipe.network == "mobilenet-v2" else None
+        weights = find_weights(ctx.root, dataset.spec.size) if recipe.network == "mobilenet-v2" else None
         replicas = self.strategy.num_replicas_in_sync
         fused = (ctx.settings.device == "cpu" and precision == "float32" and replicas == 1
                  and recipe.network in networks.FUSIBLE)
@@ -298,5 +300,5 @@ class Training:
 
 def begin(dataset: Dataset, recipe: Recipe, seed: int, ctx: Attempt) -> Training:
     """A training on the devices that the settings name. Raises Refused for an augmentation that can't work."""
-    augmentation.check(recipe.augmentation, dataset.spec.size)
+    check_augmentation(recipe.augmentation, dataset.spec.size)
     return Training(dataset, recipe, seed, ctx, device.precision(ctx.settings), device.strategy())

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from shared.attempt import Attempt, attempt
+from shared.augmentation import check_augmentation
 from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.jobs import TrainJob, TuneJob
@@ -38,7 +39,7 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     began = time.monotonic()
     # Imported here, under the run lock, unless a process has waited with it: TensorFlow takes seconds, on a cold disk
     # more than the keeper waits for an attempt to begin; and a worker that has touched it can't fork.
-    from training import augmentation, auto, device, fitting, publishing, selection
+    from training import auto, device, fitting, publishing, selection
     from training.speedrun.fitting import Speedrun
 
     dataset, replicas = _opened(job, ctx)
@@ -54,7 +55,7 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     recipe = dataclasses.replace(resolve(job, int(counts.sum()), replicas), chosen=chosen)
     if job.leave_out:
         if recipe.network != "speedrun":
-            augmentation.check(recipe.augmentation, dataset.spec.size)  # now, and not when the proxy has trained
+            check_augmentation(recipe.augmentation, dataset.spec.size)  # now, and not when the proxy has trained
         whole = dataset
         dataset = selection.select(whole, job, ctx, replicas, lambda recipe, of_proxy: fitting.begin(
             whole, recipe, job.seed, of_proxy))

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from shared import faults
 from shared.attempt import Attempt
+from shared.augmentation import check_augmentation
 from shared.datasets import Dataset
 from shared.errors import Refused
 from training import augmentation, checkpoints, device, networks
@@ -26,7 +27,6 @@ from training.steps import class_weights
 from training.yielding import Yielding
 
 log = logging.getLogger("lanner.training")
-OPTIONS = ("horizontal_flip", "width_shift_range", "height_shift_range", "views")  # of augmentation
 SHARE_OF_GPU = 0.5  # of its memory for the images; a step at a batch of 2000 takes about 3 GiB
 PLACES_A_PART = 10**8  # of the first layer's maps: a program of one epoch of CIFAR-10 has 5 * 10^7
 CHECKPOINT_S = 20.0
@@ -196,13 +196,7 @@ class Speedrun:
 def _moves(recipe: Recipe, size: int) -> tuple[tuple[int, int], bool]:
     """How far images are moved, rows and columns, and whether they are mirrored. Raises Refused for anything else."""
     options = recipe.augmentation
-    for name in options:
-        if name not in OPTIONS:
-            raise Refused(f"recipe speedrun has no augmentation {name!r}: expected some of {', '.join(OPTIONS)}, or "
-                          "another recipe", "bad_augmentation")
-    augmentation.check({name: value for name, value in options.items() if name != "views"}, size)
-    if not isinstance(options.get("views", False), bool):
-        raise Refused(f"augmentation views is {options['views']!r}: expected true or false", "bad_augmentation")
+    check_augmentation(options, size, "speedrun")
     down, right = (round(augmentation.pixels(options.get(name, 0), size))
                    for name in ("height_shift_range", "width_shift_range"))
     if max(down, right) >= size:
