@@ -244,6 +244,8 @@ def test_eta_is_written_as_a_clock_would(seconds, text):
 
 def test_a_job_without_progress_is_described_by_its_state():
     assert describe(job("waiting")) == (0.0, "", "waiting")
+    assert describe(job("queued", progress={"stage": "waiting for a GPU"})) == (0.0, "", "waiting for a GPU")
+    assert describe(job("running", progress={"stage": "waiting for a GPU"})) == (0.0, "", "waiting for a GPU")
     assert describe(job("succeeded")) == (100.0, "", "succeeded")
 
 

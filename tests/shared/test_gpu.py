@@ -12,6 +12,7 @@ import pytest
 from shared import attempt, gpu
 from shared.errors import Refused, Unavailable
 from shared.jobs import PreprocessJob
+from shared.ledger import spent_of
 from shared.settings import Settings
 
 
@@ -232,4 +233,5 @@ def test_a_job_that_waits_long_for_a_gpu_goes_back_to_the_queue_where_its_time_b
 def test_a_gpu_that_can_not_be_seen_for_a_moment_fails_no_job(monkeypatch, root, smi):
     smi()
     outcome = run(monkeypatch, root, gpu.lease)
-    assert (outcome.word, outcome.code) == ("error", "gpu_missing")
+    assert (outcome.word, outcome.code) == ("gpu_missing", "gpu_missing")
+    assert spent_of([{"outcome": outcome.word}] * 9) == 0

@@ -31,8 +31,10 @@ def eta(seconds: float | None) -> str:
 def describe(job: Json) -> tuple[float, str, str]:
     """(percent, ETA, what is going on) of a job."""
     state, progress = job["state"], job["progress"]
-    if state != "running" or not progress:
+    if state not in ("running", "queued", "waiting") or not progress:
         return (100.0 if state == "succeeded" else 0.0), "", state
+    if "step" not in progress:  # it waits, such as for disk space
+        return 0.0, "", str(progress["stage"])
     percent = progress["percent"] or 0.0
     words = [f"{progress['stage']} {progress['step']:g}/{progress['of']:g}"]
     words += [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in progress["metrics"].items()]

@@ -3,10 +3,10 @@
 Everything is at-least-once: an attempt may find the job done, running elsewhere, or cancelled.
 """
 
-import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -21,11 +21,11 @@ from typing import Any
 from rq import get_current_job
 from rq.timeouts import JobTimeoutException
 
-from shared import faults, gpu, tracing
+from shared import disk, faults, gpu, tracing
 from shared.artifacts import open_artifact
-from shared.errors import Damaged, LannerError, NotFound, Refused
+from shared.errors import Damaged, LannerError, NotFound, Refused, Unavailable
 from shared.jobs import TrainJob, TuneJob
-from shared.ledger import TERMINAL, Ledger, Request
+from shared.ledger import TERMINAL, WAITS, Ledger, Request
 from shared.queue import connect, nudge
 from shared.settings import Settings, load
 
@@ -115,8 +115,8 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
     """Run `body(job, attempt)` under the job's run lock and write how it ended.
 
     The body publishes the job's target with a `summary` in the manifest and returns that summary; it is not called
-    when the target stands already. Refused, NotFound and Damaged fail the job at once with their sentence; anything
-    else is tried again by the keeper until MAX_ATTEMPTS.
+    when the target stands already. Refused, NotFound and Damaged fail the job at once with their sentence; a full disk
+    and a GPU that is out of sight are waited for; anything else is tried again by the keeper until MAX_ATTEMPTS.
     """
     settings = load()
     redis = connect(settings)
@@ -138,6 +138,8 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
         outcome = _run(ledger, job_id, body, ctx)
         ended = time.time_ns()
         _remove_generated()
+        if outcome.word != "succeeded":
+            _remove_staged(ctx.root, job_id)
         log.log(logging.WARNING if outcome.code else logging.INFO, "%s %s%s", job_id, outcome.word,
                 f": {outcome.message} [{outcome.code}]" if outcome.code else "")
         try:
@@ -148,7 +150,8 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
             ledger.live(job_id, lost=f"{outcome.message or outcome.word}; writing that failed: {e}")
             raise
         if outcome.word not in TERMINAL:
-            ledger.live(job_id, state="queued", progress="null")
+            waits = {"stage": WAITS[outcome.word]} if outcome.word in WAITS else None
+            ledger.live(job_id, state="queued", progress=json.dumps(waits))
             ledger.event(job_id, "queued", reason=outcome.word, message=outcome.message)
     nudge(redis)
     if tracer := tracing.start(settings, ledger.request(job_id).job.SERVICE):
@@ -163,6 +166,12 @@ def _remove_generated() -> None:
         if name.startswith("__autograph_generated_file"):
             with suppress(OSError, TypeError):
                 os.unlink(module.__file__)  # type: ignore[arg-type]
+
+
+def _remove_staged(root: Path, job_id: str) -> None:
+    """What the attempt had written and not published: on a full disk nothing else could be written before it goes."""
+    for path in (root / ".staging").glob(f"{job_id}.*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def trace_job(tracer: tracing.Tracer, request: Request, number: int, began_ns: int, ended_ns: int,
@@ -184,7 +193,9 @@ def trace_job(tracer: tracing.Tracer, request: Request, number: int, began_ns: i
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: a terminal state for the job, or `stopped` or `error`, which the keeper follows up."""
+    """How an attempt ended: a terminal state for the job, or what the keeper follows up: `stopped`, `error`, or one of
+    ledger.WAITS.
+    """
 
     word: str
     code: str = ""
@@ -218,8 +229,10 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
     except Exception as e:  # the boundary: whatever a library raises becomes a reason in the record
         log.exception("job %s", job_id)
         code = e.code if isinstance(e, LannerError) else "internal"
-        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-            code = "disk_full"
+        if disk.is_full(e):
+            return Outcome("disk_full", "disk_full", f"the volume is full ({e})")
+        if isinstance(e, Unavailable) and e.code == "gpu_missing":
+            return Outcome("gpu_missing", "gpu_missing", str(e))
         last = ledger.spent(job_id) >= ctx.settings.max_attempts
         return Outcome("failed" if last else "error", code, f"{type(e).__name__}: {e}")
 

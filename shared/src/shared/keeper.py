@@ -7,6 +7,7 @@ seconds, long before RQ misses its heartbeat. What the API was asked to delete i
 Several keepers may be up: a lease in Redis lets one work.
 """
 
+import json
 import logging
 import shutil
 import signal
@@ -22,8 +23,9 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
+from shared import disk
 from shared.deletions import carry_out
-from shared.ledger import Ledger, Request, spent_of
+from shared.ledger import WAITS, Ledger, Request, spent_of, waits_of
 from shared.queue import NUDGE, SafeJob, connect, deliver, delivery_id, queue_of
 from shared.settings import Settings, load
 
@@ -32,6 +34,8 @@ LEASE, LEASE_MS = "lanner:keeper", 10_000
 ACCEPT_GRACE_S = 2.0  # between a record and its first delivery stands only the API's next line
 CANCEL_GRACE_S = 30.0  # for a job to see that it was cancelled; then its process is killed
 FAIL_DELAY_S = 5.0  # before the second try of what raised; four times as long before each next
+FULL_DELAY_S, FULL_DELAY_MOST_S = 60.0, 600.0  # till the next try of what found no disk space or no GPU; the same
+FULL_TRIES = 144  # about a day
 FRUITLESS = 10  # deliveries that never became an attempt, after which the job fails
 STAGING_S = 3600.0
 
@@ -41,6 +45,7 @@ class Keeper:
         self.settings, self.ledger, self.redis = settings, ledger, ledger.redis
         self.over: set[str] = set()
         self.odd: set[str] = set()  # jobs that could not be looked at
+        self.short: set[str] = set()  # jobs that wait for disk space
         self.since: dict[tuple[str, str], float] = {}  # (job, what looks wrong) -> since when
 
     def step(self) -> None:
@@ -103,6 +108,11 @@ class Keeper:
                    "its process was killed (out of memory, or this input kills it)")
             ledger.end(job, "failed", code="poison", message=f"gave up after {spent} attempts; the last: {how}")
             return
+        waits = waits_of(attempts)
+        if waits >= FULL_TRIES:
+            how = f"gave up after {waits} attempts: {last['message']}"
+            ledger.end(job, "failed", code=last["outcome"], message=how)
+            return
         number = int(live.get("delivery", 0))
         if number == 0:
             wait, what = 0.0 if request.parent or attempts else ACCEPT_GRACE_S, "undelivered"
@@ -114,8 +124,12 @@ class Keeper:
             if status == JobStatus.QUEUED and queue.get_job_position(rq_id) is not None:
                 return
             if last.get("delivery") == rq_id or status == "lost":  # it ran, and its process is gone
-                raised = last.get("outcome") == "error" or live.get("lost")
-                wait = FAIL_DELAY_S * 4 ** (spent - 1) if raised else 0.0
+                if waits:
+                    wait = min(FULL_DELAY_S * 4 ** (waits - 1), FULL_DELAY_MOST_S)
+                elif last.get("outcome") == "error" or live.get("lost"):
+                    wait = FAIL_DELAY_S * 4 ** (spent - 1)
+                else:
+                    wait = 0.0
             elif status in (JobStatus.QUEUED, JobStatus.STARTED):  # popped, and not running yet or no more
                 wait = self.settings.silence_s
             elif number - len(attempts) < FRUITLESS:
@@ -124,10 +138,23 @@ class Keeper:
                 ledger.end(job, "failed", code="undeliverable", message=(
                     f"delivered {number} times to the {queue.name} queue and never begun: see its worker's log"))
                 return
-        if self._lasts(job, what, wait):
+        if self._lasts(job, what, wait) and self._has_room(job):
             rq_id = deliver(ledger, request)
             log.info("delivered %s (%s)", rq_id, what)
             ledger.event(job, "queued", delivery=rq_id, because=what)
+
+    def _has_room(self, job: str) -> bool:
+        """Whether there is disk space to begin it; if not it is said where people look."""
+        room = disk.free(self.settings.artifacts) > 0
+        if not room:
+            if job not in self.short:
+                log.warning("%s waits: the volume is full", job)
+            self.ledger.live(job, progress=json.dumps({"stage": WAITS["disk_full"]}))
+            self.short.add(job)
+        elif job in self.short:
+            self.short.discard(job)
+            self.ledger.live(job, progress="null")
+        return room
 
     def _status(self, rq_id: str) -> str:
         try:

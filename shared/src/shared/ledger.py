@@ -9,6 +9,7 @@ jobs/<id>/run.lock        held (flock) by the process that runs it
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -28,6 +29,8 @@ from shared.jobs import Job, OptimizeJob, check_id, kind_of, parse, payload
 
 log = logging.getLogger("lanner.ledger")
 TERMINAL = ("succeeded", "failed", "cancelled")
+# How an attempt may end that is not the job's fault, which waits and is tried again; and what for.
+WAITS = {"disk_full": "waiting for disk space", "gpu_missing": "waiting for a GPU"}
 EVENTS_KEPT = 1000
 
 
@@ -129,7 +132,7 @@ class Ledger:
         write_json(self.folder / job_id / f"attempt-{number}.json", {
             "number": number, "worker": worker, "delivery": delivery, "host": socket.gethostname(), "pid": os.getpid(),
             "started_at": now()})
-        self.live(job_id, state="running", worker=worker, attempt=number, lost="")
+        self.live(job_id, state="running", worker=worker, attempt=number, lost="", progress="null")
         self.event(job_id, "running", worker=worker, attempt=number)
         return number
 
@@ -242,8 +245,15 @@ class Ledger:
 
 
 def spent_of(attempts: list[dict[str, Any]]) -> int:
-    """Attempts that count against the limit: those that died or failed, not those that were asked to stop."""
-    return sum(a.get("outcome") not in ("stopped", "succeeded") for a in attempts)
+    """Attempts that count against the limit: those that died or failed, not those that were asked to stop, nor those
+    for which there was no disk space or no GPU.
+    """
+    return sum(a.get("outcome") not in ("stopped", "succeeded", *WAITS) for a in attempts)
+
+
+def waits_of(attempts: list[dict[str, Any]]) -> int:
+    """How many attempts, the last ones, ended one after the other since there was no disk space or no GPU."""
+    return len(list(itertools.takewhile(lambda a: a.get("outcome") in WAITS, reversed(attempts))))
 
 
 def _create(path: Path, body: object) -> bool:

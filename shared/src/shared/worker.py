@@ -29,15 +29,19 @@ from shared.standby import Standby
 
 
 class LannerWorker(Worker):  # type: ignore[misc]
-    """RQ's forking worker that hands SIGTERM on to the job as SIGUSR1: it saves and goes back to the queue.
+    """RQ's forking worker that hands SIGTERM on to the job as SIGUSR1: it saves and goes back to the queue. It ends
+    where it can't see a GPU any more, so that none of the jobs that wait is lost to it.
 
     With `ahead`, modules that its jobs import, a process with these imported waits for each next job. light: whether
-    a delivery's job needs few of them, and is begun sooner without that process while it still imports.
+    a delivery's job needs few of them, and is begun sooner without that process while it still imports. missed_gpu:
+    whether a delivery's attempt has ended since it saw no GPU.
     """
 
     ahead: Sequence[str] = ()
     light: Callable[[str], bool] = staticmethod(lambda delivery: False)
     standby: Standby | None = None
+    missed_gpu: Callable[[str], bool] = staticmethod(lambda delivery: False)
+    is_blind = False
 
     def look_ahead(self) -> None:
         """Have a process wait for the next job; where none can be had, that job is forked when it comes."""
@@ -47,6 +51,9 @@ class LannerWorker(Worker):  # type: ignore[misc]
 
     def execute_job(self, job: Any, queue: Any) -> None:
         super().execute_job(job, queue)  # type: ignore[no-untyped-call]
+        if self.missed_gpu(job.id) and not gpu.find():
+            self.log.error("no GPU can be seen any more: this worker ends, and takes jobs again when it began with one")
+            self.is_blind = self._stop_requested = True
         if not self._stop_requested and self.standby is None:
             self.look_ahead()
 
@@ -100,6 +107,11 @@ def _is_light(ledger: Ledger, kinds: Sequence[str], delivery: str) -> bool:
     return False
 
 
+def _missed_gpu(ledger: Ledger, delivery: str) -> bool:
+    attempts = ledger.attempts(delivery.rsplit("_", 1)[0])
+    return bool(attempts) and attempts[-1].get("outcome") == "gpu_missing"
+
+
 def main(service: str) -> None:
     settings = load()
     os.environ.setdefault("RAPIDS_NO_INITIALIZE", "1")
@@ -120,9 +132,12 @@ def main(service: str) -> None:
     jobs = import_module(f"{service}.jobs")  # once, and not in each job's fork; it imports nothing of a GPU by itself
     worker.light = partial(_is_light, Ledger(settings.artifacts, redis), getattr(jobs, "LIGHT", ()))
     worker.ahead = getattr(jobs, "AHEAD", ()) if settings.import_ahead == "on" else ()
+    worker.missed_gpu = partial(_missed_gpu, Ledger(settings.artifacts, redis))
     worker.look_ahead()
     log.info("%s takes jobs of %s", worker.name, service)
     worker.work(logging_level="WARNING")
+    if worker.is_blind:
+        sys.exit(1)  # whoever starts it again does so until it sees one
 
 
 if __name__ == "__main__":

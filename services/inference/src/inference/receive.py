@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.artifacts import fsync_dir, now, read_json, write_json
+from shared.disk import RESERVE, free, is_full
 from shared.errors import Conflict, Refused, Unavailable
 
-RESERVE = 256 << 20  # bytes an upload leaves free: the volume also carries the jobs and what they make
 STALE_S = 3600
 
 Upload = dict[str, Any]
@@ -53,7 +53,7 @@ def receive(raw: Path, upload_id: str, pieces: Iterator[bytes], *, filename: str
         fsync_dir(raw)
         return upload, True
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(e):
             raise _full(raw, size or 0) from None
         raise
     finally:
@@ -70,7 +70,7 @@ def same(upload: Upload, digest: str) -> Upload:
 
 def check_space(raw: Path, size: int) -> None:
     """Raises Unavailable (`disk_full`) when `size` more bytes would leave less than RESERVE free."""
-    if shutil.disk_usage(raw).free < size + RESERVE:
+    if free(raw) < size:
         raise _full(raw, size)
 
 
@@ -106,6 +106,5 @@ def _write(path: Path, pieces: Iterator[bytes]) -> tuple[int, str]:
 
 
 def _full(raw: Path, size: int) -> Unavailable:
-    free = shutil.disk_usage(raw).free
-    return Unavailable(f"the volume has {free >> 20} MiB free, {RESERVE >> 20} MiB of it reserved; this upload needs "
-                       f"{size >> 20} MiB or more: delete uploads or datasets, or enlarge it", "disk_full")
+    return Unavailable(f"the volume has {free(raw) >> 20} MiB free, beside {RESERVE >> 20} MiB that are reserved; this "
+                       f"upload needs {size >> 20} MiB or more: delete uploads or datasets, or enlarge it", "disk_full")

@@ -37,6 +37,9 @@ def body(job, ctx):
             raise RuntimeError("planted")
         case "poison":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "writes":
+            stage(ctx.root, ctx.job_id)
+            (ctx.root / "written").write_bytes(bytes(1 << 16))
         case "deaf":
             while True:
                 time.sleep(1)

@@ -67,7 +67,7 @@ const seconds = s => s < 90 ? `${Math.round(s)} s` : s < 5400 ? `${Math.round(s 
 const number = v => typeof v === "number" ? String(Number(v.toPrecision(4))) : v;
 
 function jobItem(job) {
-  const p = job.state === "running" ? job.progress : null, over = ENDED.includes(job.state);
+  const p = ["running", "queued", "waiting"].includes(job.state) ? job.progress : null, over = ENDED.includes(job.state);
   const metrics = Object.entries(p?.metrics ?? {}).map(([k, v]) => `${k} ${number(v)}`).join(", ");
   const says = job.error?.message ?? [p?.stage, p?.percent != null ? `${p.percent} %` : "", p?.eta_s != null ? `${seconds(p.eta_s)} left` : "",
     metrics].filter(Boolean).join(" · ");
