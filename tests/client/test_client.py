@@ -317,3 +317,27 @@ def test_delete_asks_for_what_it_is_told(server, capsys):
         with pytest.raises(LannerError, match="was trained on it"):
             client.delete("/datasets/d-1/")
     assert [asked for asked, _, _ in server.got][-1] == "DELETE /v1/datasets/d-1"
+
+
+def test_an_address_or_a_name_that_can_not_be_is_an_error(client):
+    with pytest.raises(LannerError, match="http://host:port is no address .*expected http://HOST:PORT"):
+        Client("http://host:port")
+    with pytest.raises(LannerError, match="is nothing that could be asked for"):
+        client.card("a\nb")
+
+
+def test_a_table_that_could_not_be_written_is_known_before_the_work_or_says_where_it_lies(server, client, tmp_path):
+    def batch(out):
+        execute(_parser().parse_args(["batch", "flowers", "dataset:d-1", "--out", str(out)]), client, plain_console())
+
+    with pytest.raises(LannerError, match="is a folder: expected the name of a file"):
+        batch(tmp_path)
+    with pytest.raises(LannerError, match="none is no folder"):
+        batch(tmp_path / "none" / "table.parquet")
+    assert server.got == []
+    ended = job("succeeded", "predict", result={"predictions_id": "r-1", "images": 3})
+    server.answers["POST /v1/jobs"] = [(202, job("queued", "predict"))]
+    server.answers["GET /v1/jobs/j-1"] = [(200, ended)]
+    server.answers["*"] = (503, {"error": {"code": "busy", "message": "ask again"}})
+    with pytest.raises(LannerError, match=r"could not be written .*the table is there: http.*/v1/predictions/r-1/"):
+        batch(tmp_path / "table.parquet")

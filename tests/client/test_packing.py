@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 
 import pytest
@@ -52,6 +53,26 @@ def test_a_file_that_changes_while_it_is_sent_is_an_error(flowers):
         list(body.pieces())
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_can_not_be_read_is_an_error(flowers):
+    (flowers / "tulip").chmod(0)
+    with pytest.raises(LannerError, match="tulip can't be read .*a dataset without it would lack images"):
+        pack(flowers)
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_an_error(flowers, monkeypatch):
+    scandir = os.scandir
+
+    def refuses(path):
+        if str(path).endswith("tulip"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuses)
+    with pytest.raises(LannerError, match="tulip can't be read"):
+        pack(flowers)
+
+
 def test_nothing_to_send_is_an_error(tmp_path):
     with pytest.raises(LannerError, match="does not exist"):
         pack(tmp_path / "none")
@@ -62,8 +83,9 @@ def test_nothing_to_send_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(("path", "name"), [
     ("/data/cifar-10-binary.tar.gz", "cifar10"), ("CIFAR-10-python.tar.gz", "cifar10"), ("cifar10.zip", "cifar10"),
-    ("cifar-100.tar.gz", "cifar-100"), ("Meine Blumen (2).zip", "meine-blumen-2"), ("/x/flowers/", "flowers"),
-    ("v1.2.tgz", "v1-2"), ("花", "dataset"), ("a" * 90, "a" * 63)])
+    ("cifar-10-batches-py", "cifar10"), ("cifar10.1_v6", "cifar10-1_v6"), ("cifar10-cats", "cifar10-cats"),
+    ("cifar-10-c.tar", "cifar-10-c"), ("cifar-100.tar.gz", "cifar-100"), ("Meine Blumen (2).zip", "meine-blumen-2"),
+    ("/x/flowers/", "flowers"), ("v1.2.tgz", "v1-2"), ("花", "dataset"), ("a" * 90, "a" * 63)])
 def test_a_name_comes_from_the_path(path, name):
     from pathlib import Path
 

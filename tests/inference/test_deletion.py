@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from shared import artifacts, deletions
-from shared.errors import Conflict
+from shared import artifacts, deletions, removal
+from shared.errors import Conflict, NotFound
 from shared.jobs import OptimizeJob, PredictJob, TrainJob
 from shared.ledger import Ledger
 
@@ -170,3 +170,39 @@ def test_a_version_whose_model_went_before_its_number_did_can_be_deleted_again(p
     assert published.get("/v1/models/colors").status_code == 200
     assert code_of(published.delete("/v1/models/colors/versions/2")) == (204, "")
     assert artifacts.versions(root, "colors") == {1: "m-1"}
+
+
+def test_a_job_that_ends_while_it_is_looked_for_has_made_a_version_that_is_seen(
+        published: FlaskClient, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = artifacts.stage(root, "j-test")
+    artifacts.publish(root, staging, "models/m-7", {"name": "late", "parents": {"dataset": "d-2"}, "summary": {}})
+    check = removal._check_jobs
+
+    def ends(*args: Any) -> None:
+        check(*args)
+        artifacts.register_version(root, "late", "m-7")
+
+    monkeypatch.setattr(removal, "_check_jobs", ends)
+    told = published.delete("/v1/datasets/d-2")
+    assert (code_of(told), "version 1 of late" in told.json["error"]["message"]) == ((409, "in_use"), True)
+    assert (root / "models/m-7").is_dir()
+    assert (root / "datasets/d-2").is_dir()
+
+
+@pytest.mark.parametrize("midst", [False, True])
+def test_an_alias_does_not_move_to_what_is_deleted_meanwhile(published: FlaskClient, root: Path, midst: bool,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = artifacts.open_artifact
+
+    def slow(*args: Any, **options: Any) -> artifacts.Manifest:
+        found = opened(*args, **options)
+        monkeypatch.setattr(artifacts, "open_artifact", opened)
+        assert code_of(published.delete("/v1/models/colors/versions/2")) == (204, "")
+        if midst:
+            raise FileNotFoundError("model.onnx")
+        return found
+
+    monkeypatch.setattr(artifacts, "open_artifact", slow)
+    with pytest.raises(NotFound, match="version 2 of colors was deleted just now"):
+        artifacts.promote(root, "colors", "candidate", 2, "onnx-int8", by="test")
+    assert list(artifacts.aliases(root, "colors")) == ["production"]

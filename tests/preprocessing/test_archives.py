@@ -110,6 +110,12 @@ def test_links_and_devices_in_a_zip_are_refused(refused: Callable[[Path], str], 
     assert "link or a device" in refused(make_zip(tmp_path / "a", (info, b"/etc/passwd")))
 
 
+def test_a_zip_with_folders_as_windows_writes_them_has_no_files_of_their_name(ctx: Attempt, tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a", ("data\\", b""), ("data\\cats\\", b""), ("data\\cats\\1.jpg", b"1"))
+    with open_archive(path, ctx) as tree:
+        assert [m.path for m in tree.members] == ["data/cats/1.jpg"]
+
+
 def test_a_name_listed_twice_is_refused(refused: Callable[[Path], str], tmp_path: Path) -> None:
     assert "twice" in refused(make_tar(tmp_path / "a", (tarfile.TarInfo("x"), b"1"), (tarfile.TarInfo("./x"), b"2")))
     with pytest.warns(UserWarning, match="Duplicate name"):
@@ -137,7 +143,9 @@ DIRECTORY = b"PK\x01\x02"
     (_set(DIRECTORY, 24, "<I", 2999), "not the 2999 bytes"),
     (_set(DIRECTORY, 24, "<I", 3001), "not the 3001 bytes"),
     (_set(DIRECTORY, 16, "<I", 1), "not the 3000 bytes"),
-    (_set(DIRECTORY, 20, "<I", 1 << 30), "lies outside"),
+    (_set(DIRECTORY, 20, "<I", 1 << 30), "has 1073741824 packed bytes for 3000"),
+    (lambda data: struct.pack_into("<HHH", data, data.index(DIRECTORY) + 28, 0, 0, 9), "names a member ''"),
+    (_set(DIRECTORY, 20, "<I", 9000), "lies outside"),
     (_set(DIRECTORY, 42, "<I", 5), "not the 3000 bytes"),
     (_set(b"PK\x05\x06", 12, "<I", 1 << 31), "directory has 2147483648 bytes"),
     (_set(b"PK\x05\x06", 16, "<I", 1 << 31), "lies outside"),

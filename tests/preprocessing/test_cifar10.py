@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,12 @@ def test_what_is_no_batch_is_refused(prepare_source: Prepare, imports: Path, nam
     assert e.value.code == "bad_dataset"
 
 
+def test_two_editions_beside_each_other_are_refused(prepare_source: Prepare, imports: Path) -> None:
+    pack(imports / "c", "", {"data_batch_1.bin": binary(0), "data_batch_1": python(0)})
+    with pytest.raises(Refused, match="CIFAR-10 is here more than once, in data_batch_1 and data_batch_1.bin"):
+        prepare_source("import:c")
+
+
 class Runs:
     """Unpickled by the standard library, it would make a file."""
 
@@ -136,6 +143,15 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path: Path, pro
         load_plain(data, "data_batch_1")
     assert e.value.code == "bad_dataset"
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02}r\xff\xff\xff\x7f.", b"}p99999999\n.", b"}q\xff."])
+def test_a_pickle_that_asks_for_gigabytes_gets_none(data: bytes) -> None:
+    tracemalloc.start()
+    with pytest.raises(Refused, match="it keeps a value as its"):
+        load_plain(data, "data_batch_1")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("wanted", [

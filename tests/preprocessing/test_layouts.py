@@ -43,10 +43,24 @@ def test_a_class_may_be_called_train_beside_others() -> None:
 
 def test_splits_beside_what_is_none_are_refused() -> None:
     paths = [f"{split}/{label}/1.jpg" for split in ("train", "test") for label in ("cat", "dog")]
-    with pytest.raises(Refused, match="'extras' beside them is no split: take it out") as e:
+    with pytest.raises(Refused, match="'extras' is no split: take it out") as e:
         layout_of(*paths, "extras/1.jpg")
     assert e.value.code == "bad_dataset"
     assert layout_of("train/ice/1.jpg", "bus/2.jpg", "car/3.jpg").labels == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize(("tops", "flat"), [
+    (("seg_train", "seg_test"), "seg_pred"), (("seg_train", "seg_test"), ""), (("train",), "test_images"),
+    (("Training", "Test-set"), "")])
+def test_folders_that_only_look_like_splits_do_not_become_classes(tops: tuple[str, ...], flat: str) -> None:
+    paths = [f"{top}/{label}/1.jpg" for top in tops for label in ("cat", "dog")]
+    with pytest.raises(Refused, match="is no split: take it out, or call it"):
+        layout_of(*paths, *([f"{flat}/1.jpg"] if flat else []))
+
+
+def test_training_and_testing_are_splits() -> None:
+    layout = layout_of(*(f"{split}/{label}/1.jpg" for split in ("Training", "Testing") for label in ("cat", "dog")))
+    assert (layout.labels, sorted(layout.splits)) == (("cat", "dog"), [0, 0, 2, 2])
 
 
 def test_clutter_is_no_image() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +96,31 @@ def test_exif_orientation_is_applied(format: str, orientation: int, upright: lis
     assert names(pixels) == upright
     assert (width, height) == ((48, 64) if orientation > 4 else (64, 48))
     assert measure(data) == (width, height)
+
+
+def many_scans(data: bytes, more: int) -> bytes:
+    """A progressive JPEG whose last scan comes that many times more."""
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * more + data[-2:]
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(odd: bool) -> None:
+    data = encode(Image.new("L", (2000, 2000), 90), "JPEG", progressive=True)
+    assert decode(many_scans(data, 20), 32).mean() == pytest.approx(90, abs=2)
+    hostile = many_scans(data, 5000)
+    if odd:  # a stray byte between segments, which decoders forgive
+        second = 4 + int.from_bytes(hostile[4:6], "big")
+        hostile = hostile[:second] + b"\0" + hostile[second:]
+    began = time.process_time()
+    with pytest.raises(Refused, match=r"the JPEG has 50\d\d scans: expected at most 100"):
+        decode(hostile, 32)
+    assert time.process_time() - began < 5  # it would take a minute
+
+
+def test_what_only_looks_like_scans_is_none() -> None:
+    plain = encode(Image.fromarray(CORNERS), "JPEG")
+    assert np.array_equal(decode(plain + b"\xff\xda" * 9000, 32), decode(plain, 32))
 
 
 def _noise(seed: int) -> Image.Image:

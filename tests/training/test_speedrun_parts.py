@@ -182,7 +182,16 @@ def test_the_twin_answers_as_the_trained_network(size):
     np.testing.assert_allclose(program.new_answer(plan, tf.constant(images))(state, first_layer), logits, atol=1e-5)
 
 
-def test_answers_in_parts_and_with_views_are_those_one_by_one(monkeypatch):
+@pytest.mark.parametrize("size", [32, 96, 160, 192, 224, 256])
+def test_parts_have_every_image_once(size):
+    for count in [*range(1, 3000), 5000, 10_000, 50_000, 199_999]:
+        parts, batch = program.parts_of(count, size)
+        assert (parts - 1) * batch < count <= parts * batch
+        assert (batch - 1) * size**2 < program.ANSWERED
+
+
+@pytest.mark.parametrize("answered", [3, 1.5])  # images of a part; in the second case four parts are enough for seven
+def test_answers_in_parts_and_with_views_are_those_one_by_one(monkeypatch, answered):
     layout = Layout.of(SPEC)
     plan = program.Plan(layout, SPEEDRUN, *program.channel_scale(SPEC), (2, 2), True, 1)
     images = photographs(7, 32)
@@ -193,7 +202,7 @@ def test_answers_in_parts_and_with_views_are_those_one_by_one(monkeypatch):
         pixels = program.normalised(plan, np.ascontiguousarray(views), tf.float32)
         return network.forward(layout, state.weights, first_layer, pixels, state.running)[0].numpy()
 
-    monkeypatch.setattr(program, "ANSWERED", 3 * 32**2)
+    monkeypatch.setattr(program, "ANSWERED", int(answered * 32**2))
     got = program.new_answer(plan, tf.constant(images))(state, first_layer)
     np.testing.assert_allclose(got, seen(images), atol=1e-5)
     padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect")

@@ -131,15 +131,27 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
             console.print(tables.predictions(answer, [str(i) for i in args.image]))
         case "batch":
             source = args.source
-            if not args.out.parent.is_dir():  # known before hours of work, not after them
-                raise LannerError(f"{args.out} can't be written: {args.out.parent} is no folder", "bad_path")
+            _check_writable(args.out)  # known before hours of work, not after them
             if not source.startswith(("upload:", "dataset:")):
                 source = pipeline.send(client, Path(source), console)
             job = client.submit_predict(args.name, source, alias=args.alias, version=args.version,
                                         variant=args.variant, embedding=args.embedding)
             done = watch(client, {"predict": job["id"]}, console)["predict"]["result"]
-            size = client.download_predictions(done["predictions_id"], args.out)
+            try:
+                size = client.download_predictions(done["predictions_id"], args.out)
+            except (OSError, LannerError) as e:
+                where = f"{client.url}/v1/predictions/{done['predictions_id']}/predictions.parquet"
+                raise LannerError(f"{args.out} could not be written ({e}); the table is there: {where}",
+                                  "not_written") from e
             console.print(tables.batch(done, str(args.out), size), soft_wrap=True)
+
+
+def _check_writable(out: Path) -> None:
+    if out.is_dir():
+        raise LannerError(f"{out} is a folder: expected the name of a file to write", "bad_path")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        why = "can't be written to" if out.parent.is_dir() else "is no folder"
+        raise LannerError(f"{out} can't be written: {out.parent} {why}", "bad_path")
 
 
 def watch_until_cancelled(client: Client, job_id: str, console: Console) -> None:

@@ -28,7 +28,10 @@ class Client:
 
     def __init__(self, url: str = "http://127.0.0.1:8000", timeout_s: float = 60.0):
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+        try:
+            self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+        except httpx.InvalidURL as e:
+            raise LannerError(f"{url} is no address ({e}): expected http://HOST:PORT", "bad_url") from e
 
     def __enter__(self) -> "Client":
         return self
@@ -239,6 +242,8 @@ class Client:
         except httpx.TransportError as e:
             raise LannerError(f"{self.url} does not answer ({type(e).__name__}: {e}): is Lanner up?",
                               "no_answer") from e
+        except httpx.InvalidURL as e:
+            raise LannerError(f"{path!r} is nothing that could be asked for ({e})", "bad_url") from e
         if response.is_error:
             self._raise(response)
         return response

@@ -36,7 +36,7 @@ def pack(path: Path) -> Body:
     """The body of an upload. Hidden files and links to folders stay out; a link to a file is sent as that file.
 
     Raises:
-        LannerError: there is nothing at `path`, or a folder without files.
+        LannerError: there is nothing at `path`, a folder without files, or a folder in it that can't be read.
     """
     if path.is_file():
         kind = {".zip": "application/zip", ".tar": "application/x-tar"}.get(path.suffix, "application/octet-stream")
@@ -44,7 +44,7 @@ def pack(path: Path) -> Body:
     if not path.is_dir():
         raise LannerError(f"{path} does not exist: expected a folder of images, a zip or a tar", "no_such_path")
     members = []
-    for folder, folders, files in os.walk(path):
+    for folder, folders, files in os.walk(path, onerror=_refuse):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(f for f in files if not f.startswith(".")):
             full = Path(folder, file)
@@ -54,6 +54,11 @@ def pack(path: Path) -> Body:
         raise LannerError(f"{path} holds no files: expected one folder of images a class", "no_images")
     size = sum(len(_header(n, s)) + s + -s % BLOCK for n, s in members) + 2 * BLOCK
     return Body(path, size, "application/x-tar", tuple(members))
+
+
+def _refuse(error: OSError) -> None:
+    raise LannerError(f"{error.filename} can't be read ({error.strerror}): a dataset without it would lack images",
+                      "unreadable")
 
 
 def _header(name: str, size: int) -> bytes:

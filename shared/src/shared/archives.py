@@ -27,6 +27,7 @@ from shared.tree import BAD_ARCHIVE, DEFLATED, MAX_MEMBERS, STORED, Member, Tree
 # Images hardly shrink: the densest honest dataset, blank PNGs, packs about 1:30. A bomb needs thousands to hurt.
 RATIO = 100
 SLACK = 64 << 20  # bytes that may be unpacked whatever the ratio
+SLACK_PACKED = 4096  # bytes by which a tiny file may have become larger
 DIRECTORY_BYTES = 128 << 20  # of a zip's directory, which is held in memory
 HEADER_BYTES = 1 << 20  # of a tar's extended header, which is held in memory
 BLOCK = 1 << 20
@@ -114,7 +115,8 @@ def _zip_members(f: IO[bytes]) -> list[Member]:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError) as e:
         raise Refused(f"the zip's directory can't be read ({e}): it is damaged or cut off; send it again",
                       BAD_ARCHIVE) from None
-    members = [_zip_member(info) for info in infos if not info.is_dir()]
+    named = [(_zip_name(info).replace("\\", "/"), info) for info in infos]
+    members = [_zip_member(name, info) for name, info in named if not name.endswith("/")]
     _check_members(members, size, "zip")
     end = 0
     for m in sorted(members, key=lambda m: m.offset):
@@ -125,8 +127,8 @@ def _zip_members(f: IO[bytes]) -> list[Member]:
     return members
 
 
-def _zip_member(info: zipfile.ZipInfo) -> Member:
-    path = safe_path(_zip_name(info).replace("\\", "/"), "zip")
+def _zip_member(name: str, info: zipfile.ZipInfo) -> Member:
+    path = safe_path(name, "zip")
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         raise Refused(f"the zip's member {path} is a link or a device: expected files and folders", BAD_ARCHIVE)
@@ -138,6 +140,9 @@ def _zip_member(info: zipfile.ZipInfo) -> Member:
     if info.compress_type == STORED and info.file_size != info.compress_size:
         raise Refused(f"the zip's member {path} has two lengths, {info.compress_size} and {info.file_size}: it is "
                       "damaged; pack it anew", BAD_ARCHIVE)
+    if info.compress_size > 2 * info.file_size + SLACK_PACKED:
+        raise Refused(f"the zip's member {path} has {info.compress_size} packed bytes for {info.file_size}: packing "
+                      "does not make files larger; pack it anew", BAD_ARCHIVE)
     return Member(path, info.file_size, info.header_offset, info.compress_size, info.compress_type, info.CRC)
 
 

@@ -230,9 +230,15 @@ def promote(root: Path, name: str, alias: str, version: int, variant: str, *, by
     if model is None:
         raise NotFound(f"{name} has no version {version}: it has {sorted(versions(root, name))}")
     target = f"variants/{model}/{check_id(variant, 'variant')}"
-    open_artifact(root, target)
+    gone = NotFound(f"version {version} of {name} was deleted just now")
+    try:
+        open_artifact(root, target)
+    except FileNotFoundError:  # in the midst of it
+        raise gone from None
     path = root / "aliases" / name / f"{alias}.json"
     with locked(root / "aliases" / name / ".lock"):
+        if versions(root, name).get(version) != model or not (root / target / MANIFEST).exists():
+            raise gone
         old = read_json(path) if path.exists() else None
         last = alias_seq(root, name, alias)
         if seq not in (None, last):

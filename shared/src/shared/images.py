@@ -23,6 +23,8 @@ OTHERS = ((b"GIF8", "GIF"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF
 MAX_PIXELS = 25_000_000  # 75 MB as RGB; a camera's largest common photograph has 24 million
 ORIENTATION = 0x0112  # the EXIF tag
 HEADER = 256 << 10  # bytes of a JPEG that are searched for EXIF: it is the first segment, or behind a thumbnail
+MOST_SCANS = 100  # of a JPEG: encoders make about ten, and each costs as much as the picture has pixels
+FEW = 250_000  # pixels of which any number of scans in SHORT bytes takes a few hundredths of a second
 SHRINK = 1.5  # from this factor on what a quicker decoder leaves out is not seen
 SHORT = 4096  # bytes of a JPEG that are searched sooner than its segments are gone through
 BILINEAR = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), use_alpha=False)
@@ -97,6 +99,7 @@ def _decode_jpeg(data: bytes, size: int, row: np.ndarray | None, most: int) -> t
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(width, height, most)
+        _check_scans(data, width * height)
         if colour == "CMYK":
             return None
         if row is not None and height == width == size:
@@ -124,6 +127,29 @@ def _decode_shrunk(data: bytes, height: int, width: int, size: int) -> np.ndarra
     return pixels
 
 
+def _check_scans(data: bytes, pixels: int) -> None:
+    """Refuse a JPEG that is made to take hours: each scan costs as much as the picture has pixels, and few bytes."""
+    if (len(data) <= SHORT and pixels <= FEW) or _has_one_scan(data):
+        return
+    seen = np.frombuffer(data, np.uint8)
+    scans = np.count_nonzero((seen[:-1] == 0xFF) & (seen[1:] == 0xDA))
+    if scans > MOST_SCANS:
+        raise Refused(f"the JPEG has {scans} scans: expected at most {MOST_SCANS}, save it anew", "bad_image")
+
+
+def _has_one_scan(data: bytes) -> bool:
+    """Whether a JPEG is surely read to its first scan's end alone: it is sequential, and has all colours in that."""
+    at, components = 2, 256
+    while data[at:at + 1] == b"\xff" and len(data) > at + 9:
+        match data[at + 1]:
+            case 0xDA:
+                return data[at + 4] >= components
+            case 0xC0 | 0xC1:  # sequential by Huffman's code
+                components = data[at + 9]
+        at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
+    return False
+
+
 def _scan_at(data: bytes) -> int:
     """Where a JPEG's scan begins, or HEADER if that is less: to search a photograph's takes 2 % of its time."""
     at = 2 if len(data) > SHORT else HEADER
@@ -147,6 +173,8 @@ def _decode_any(data: bytes, size: int, most: int) -> tuple[np.ndarray, int, int
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         _check_pixels(width, height, most)
+        if image.format == "JPEG":
+            _check_scans(data, width * height)
         orientation = _orientation(image)
         rgb = _to_rgb(image)
     return resize(np.asarray(rgb), size), width, height, orientation

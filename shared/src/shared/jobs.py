@@ -180,7 +180,10 @@ def _typed(kind: str, name: str, value: Any, spec: "dataclasses.Field[Any]") -> 
     words = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}
     wanted = words.get(getattr(spec.type, "__name__", ""))
     if spec.type is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise Refused(f"{kind} job: {name} has {len(str(value))} digits, expected a number", "bad_job") from None
     if name in ("variants", "recipes"):
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
             raise Refused(f"{kind} job: {name} is {value!r}, expected a list of names", "bad_job")

@@ -3,7 +3,8 @@
 All of these raise Unavailable (keeper_absent), with nothing deleted, where no keeper is there to take the data away.
 """
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,16 @@ def remove_dataset(root: Path, ledger: Ledger, dataset_id: str) -> None:
     target = f"datasets/{check_id(dataset_id, 'dataset id')}"
     _check_there(root, target)
     models = _trained_on(root, dataset_id)
-    for name in names(root):
-        for number, model in versions(root, name).items():
-            if model in models:
-                raise Conflict(f"version {number} of {name} was trained on dataset {dataset_id}, and its variants are "
-                               "made from both: delete that version first", "in_use")
+    # Jobs first: one that ends between both looks has made its version by the second.
     _check_jobs(ledger, f"dataset {dataset_id}", {dataset_id, *models}, "")
-    # The models are those that no Name has: no optimize job came to its end.
-    delete(root, ledger.redis, [*[of for model in models for of in _all_of(model)], target])
+    with _nobody_moves(root):
+        for name in names(root):
+            for number, model in versions(root, name).items():
+                if model in models:
+                    raise Conflict(f"version {number} of {name} was trained on dataset {dataset_id}, and its variants "
+                                   "are made from both: delete that version first", "in_use")
+        # The models are those that no Name has: no optimize job came to its end.
+        delete(root, ledger.redis, [*[of for model in models for of in _all_of(model)], target])
 
 
 def remove_version(root: Path, ledger: Ledger, name: str, number: int) -> None:
@@ -51,18 +54,17 @@ def remove_version(root: Path, ledger: Ledger, name: str, number: int) -> None:
     model = versions(root, name).get(number)
     if model is None:
         raise NotFound(f"{name} has no version {number}: it has {sorted(versions(root, name))}")
-    folder = root / "aliases" / name
-    others = [other for other in names(root) if other != name and model in versions(root, other).values()]
-    with locked(folder / ".lock"):
+    _check_jobs(ledger, f"version {number} of {name}", {model}, name)
+    with _nobody_moves(root):
+        others = [other for other in names(root) if other != name and model in versions(root, other).values()]
         for alias, record in aliases(root, name).items():
             if record["version"] == number:
                 raise Conflict(f"{name}@{alias} points at version {number}: move or delete that alias first", "in_use")
-        _check_jobs(ledger, f"version {number} of {name}", {model}, name)
-        if not others:
+        if not others:  # before its number goes: should this die between, it can be asked again
             delete(root, ledger.redis, _all_of(model))
-        path = folder / "versions" / f"{number}.json"
+        path = root / "aliases" / name / "versions" / f"{number}.json"
         write_json(path.with_suffix(".gone"), read_json(path))  # its number is given to no other
-        path.unlink()
+        path.unlink(missing_ok=True)
         fsync_dir(path.parent)
 
 
@@ -83,6 +85,15 @@ def remove_predictions(root: Path, ledger: Ledger, predictions_id: str) -> None:
     target = f"predictions/{check_id(predictions_id, 'predictions id')}"
     _check_there(root, target)
     delete(root, ledger.redis, [target])
+
+
+@contextmanager
+def _nobody_moves(root: Path) -> Iterator[None]:
+    """While this is held no alias moves and no Name that there is gets a version."""
+    with ExitStack() as held:
+        for name in names(root):
+            held.enter_context(locked(root / "aliases" / name / ".lock"))
+        yield
 
 
 def _trained_on(root: Path, dataset_id: str) -> list[str]:

@@ -89,6 +89,17 @@ DESCRIPTIONS = {
 }
 
 
+WORDS = {"device": ("gpu", "cpu"), "mixed_precision": ("auto", "off"), "system_shared_memory": ("on", "off"),
+         "import_ahead": ("on", "off"), "tensorrt_refit": ("on", "off"),
+         "log_level": ("DEBUG", "INFO", "WARNING", "ERROR")}
+MANY = 2**31
+RANGES = {"port": (1, 65535), "upload_limit_mib": (1, MANY), "request_limit_mib": (1, MANY), "http_processes": (0, 256),
+          "queue_ms": (0, MANY), "loaded_mib": (0, MANY), "max_attempts": (1, 1000), "silence_s": (0.1, MANY),
+          "refresh_s": (0.001, 3600), "worker_ttl_s": (1, MANY), "heartbeat_s": (1, MANY), "maintenance_s": (1, MANY),
+          "cpu_threads": (0, 4096), "gpus_per_training": (1, MANY), "gpu_memory_mib": (0, MANY),
+          "serving_p99_ms": (0, MANY), "shadow_share": (0, 1)}
+
+
 def load(env: Mapping[str, str] | None = None) -> Settings:
     """Read the settings; an unset or empty variable keeps its default.
 
@@ -110,29 +121,13 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
                                 f"{DESCRIPTIONS[field.name]}") from None
     settings = Settings(**values)
     settings = replace(settings, artifacts=settings.artifacts.absolute(), imports=settings.imports.absolute())
-    if settings.device not in ("gpu", "cpu"):
-        raise SettingsError(f"DEVICE={settings.device!r} is unknown: expected gpu or cpu")
-    if settings.mixed_precision not in ("auto", "off"):
-        raise SettingsError(f"MIXED_PRECISION={settings.mixed_precision!r} is unknown: expected auto or off")
-    if settings.system_shared_memory not in ("on", "off"):
-        raise SettingsError(f"SYSTEM_SHARED_MEMORY={settings.system_shared_memory!r} is unknown: expected on or off")
-    if settings.import_ahead not in ("on", "off"):
-        raise SettingsError(f"IMPORT_AHEAD={settings.import_ahead!r} is unknown: expected on or off")
-    if settings.tensorrt_refit not in ("on", "off"):
-        raise SettingsError(f"TENSORRT_REFIT={settings.tensorrt_refit!r} is unknown: expected on or off")
-    if settings.gpus_per_training < 1:
-        raise SettingsError(f"GPUS_PER_TRAINING={settings.gpus_per_training} can't be: expected 1 or more")
-    if settings.gpu_memory_mib < 0:
-        raise SettingsError(f"GPU_MEMORY_MIB={settings.gpu_memory_mib} can't be: expected 0 or more")
-    if settings.serving_p99_ms < 0:
-        raise SettingsError(f"SERVING_P99_MS={settings.serving_p99_ms} can't be: expected 0 or more")
-    if not 0 <= settings.shadow_share <= 1:
-        raise SettingsError(f"SHADOW_SHARE={settings.shadow_share} can't be: expected 0 to 1")
-    if not 0 <= settings.http_processes <= 256:
-        raise SettingsError(f"HTTP_PROCESSES={settings.http_processes} can't be: expected 0 to 256")
-    for name in ("queue_ms", "loaded_mib"):
-        if getattr(settings, name) < 0:
-            raise SettingsError(f"{name.upper()}={getattr(settings, name)} can't be: expected 0 or more")
+    for name, words in WORDS.items():
+        if (value := getattr(settings, name)) not in words:
+            raise SettingsError(f"{name.upper()}={value!r} is unknown: expected {' or '.join(words)}")
+    for name, (low, high) in RANGES.items():
+        if not low <= (value := getattr(settings, name)) <= high:
+            least = f"{low:g} or more" if high == MANY else f"{low:g} to {high:g}"
+            raise SettingsError(f"{name.upper()}={value} can't be: expected {least}")
     batches(settings)
     return settings
 

@@ -29,9 +29,18 @@ STEP = 256  # images between two writes
 
 
 def find(tree: Tree) -> list[Member]:
-    """The batch files, data_batch_1 first, in the source itself or in its one folder; empty if it is not CIFAR-10."""
+    """The batch files, data_batch_1 first, in the source itself or in its one folder; empty if it is not CIFAR-10.
+
+    Raises Refused (bad_dataset) where there are more than one, in several folders or both editions.
+    """
     found = [m for m in tree.members if BATCH.fullmatch(m.path)]
-    return found if any("data_batch" in m.path for m in found) else []
+    if not any("data_batch" in m.path for m in found):
+        return []
+    editions = {(m.path.rpartition("/")[0], m.path.endswith(".bin")): m.path for m in found}
+    if len(editions) > 1:
+        raise Refused(f"CIFAR-10 is here more than once, in {' and '.join(sorted(editions.values())[:2])}: each image "
+                      "would count as often; leave one", "bad_dataset")
+    return found
 
 
 def decode_cifar10(tree: Tree, batches: list[Member], size: int, seed: int, pixels_fd: int, xp: ModuleType,

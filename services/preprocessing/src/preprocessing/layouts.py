@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from shared.tree import Member, Tree, is_clutter, read
 
 EXPECTED = ("expected one folder a class with its images, if wanted below train/, validation/ and test/, "
             "or a CSV manifest with the columns path,label[,split]")
-SPLIT_NAMES = {"train": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
+SPLIT_NAMES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "test": 2, "testing": 2}
 MANIFESTS = ("manifest.csv", "labels.csv")
 SIZES = (32, 64, 128, 224)
 SAMPLE = 512
@@ -90,12 +91,17 @@ def _from_folders(files: list[Member], skip: int) -> Columns:
 
 
 def _refuse_splits_among(folders: set[str], paths: Sequence[str]) -> None:
-    """Refuse folders of which some hold the classes of splits and others are no splits: what is a class here?"""
-    holders = {top for path in paths if path.count("/") > 1 and (top := path.split("/", 1)[0]).lower() in SPLIT_NAMES}
-    if len({SPLIT_NAMES[top.lower()] for top in holders}) > 1:
+    """Refuse folders of which some hold the classes of splits and others are no splits: what is a class here?
+
+    A folder `train` with folders in it may be a class; with `test`, or seg_train with seg_test, beside it it is none.
+    """
+    splits = {top: SPLIT_NAMES[word] for top in folders
+              if (word := next((w for w in re.split("[^a-z]+", top.lower()) if w in SPLIT_NAMES), ""))}
+    holders = splits.keys() & {path.split("/", 1)[0] for path in paths if path.count("/") > 1}
+    if holders and len(set(splits.values())) > 1:
         others = sorted(folder for folder in folders if folder.lower() not in SPLIT_NAMES)
-        raise Refused(f"{' and '.join(sorted(holders))} hold folders, as splits do, and {others[0]!r} beside them is "
-                      f"no split: take it out, or give it the name of one ({', '.join(SPLIT_NAMES)})", "bad_dataset")
+        raise Refused(f"{' and '.join(sorted(holders))} hold folders, as splits do, and {others[0]!r} is no split: "
+                      f"take it out, or call it as one of these is called: {', '.join(SPLIT_NAMES)}", "bad_dataset")
 
 
 def _from_csv(tree: Tree, manifest: Member, files: list[Member], skip: int) -> Columns | None:
@@ -132,6 +138,8 @@ def _csv_rows(name: str, table: Iterable[list[str]], columns: list[str],
         if split not in SPLIT_NAMES:
             raise Refused(f"{name} line {number} has the split {split!r}: expected train, validation or test",
                           "bad_dataset")
+        if path not in known:  # as Windows writes it
+            path = path.replace("\\", "/")
         if path not in known:
             absent.append(path)
             continue

@@ -6,6 +6,7 @@ imported, and not even NumPy's own restoring of arrays is run: it trusts its inp
 
 import io
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,17 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
     ALLOWED[_core + ".numeric", "_frombuffer"] = _from_buffer
 
 
+MOST_OPCODES = 1_000_000  # of a batch of CIFAR-10, some 40,000
+
+
+def _check_memo(data: bytes) -> None:
+    """The machine makes room for the number under which a value is kept: a few bytes could ask for gigabytes."""
+    for count, (opcode, number, _) in enumerate(pickletools.genops(data), 1):
+        if count > MOST_OPCODES or ("PUT" in opcode.name and number > count):
+            raise pickle.UnpicklingError(f"it keeps a value as its {number}th" if count <= MOST_OPCODES else
+                                         f"it has more than {MOST_OPCODES:,} steps")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
@@ -71,6 +83,7 @@ def load_plain(data: bytes, what: str) -> dict[str, Any]:
         Refused: (bad_dataset) it asks for anything outside ALLOWED, or is not such a dict.
     """
     try:
+        _check_memo(data)
         loaded = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         return {(key.decode() if isinstance(key, bytes) else key): value.values if isinstance(value, _Array) else value
                 for key, value in loaded.items()}

@@ -64,6 +64,13 @@ def new_predict(model: keras.Model) -> Predict:
     return predict
 
 
-def confusion_matrix(found: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """int64 [K, K], rows the true class, columns the found one; both inputs int [N]."""
-    return np.bincount(truth.astype(np.int64) * classes + found, minlength=classes**2).reshape(classes, classes)
+def confusion(found: np.ndarray, truth: np.ndarray, classes: int) -> tuple[list[list[int]], list[float | None]]:
+    """The confusion matrix' cells that are not 0, [true class, found one, images], and each class's recall.
+
+    Inputs int [N]; of thousands of classes the matrix has millions of cells, and at most N with an image.
+    """
+    pairs, images = np.unique(truth.astype(np.int64) * classes + found, return_counts=True)
+    cells = np.stack([pairs // classes, pairs % classes, images], 1).tolist()
+    of = np.bincount(truth, minlength=classes)
+    right = np.bincount(truth[found == truth], minlength=classes)
+    return cells, [float(r / n) if n else None for r, n in zip(right, of, strict=True)]

@@ -15,7 +15,7 @@ from shared.datasets import Dataset
 from shared.errors import LannerError
 from shared.intervals import wilson
 from shared.jobs import TrainJob, TuneJob
-from training.evaluation import Predict, confusion_matrix, new_predict
+from training.evaluation import Predict, confusion, new_predict
 from training.recipes import Recipe
 
 GOLDEN = 256
@@ -68,13 +68,11 @@ def _write(staging: Path, training: Trained, job: TrainJob | TuneJob, device: st
     dataset, labels = training.dataset, list(training.dataset.spec.labels)
     images, truth = dataset.images("validation"), dataset.labels("validation")
     best = training.published
-    confusion = confusion_matrix(training.predict(images).argmax(1), truth, len(labels))
-    recall = [float(row[k] / row.sum()) if row.sum() else None for k, row in enumerate(confusion)]
+    cells, recall = confusion(training.predict(images).argmax(1), truth, len(labels))
 
     training.model.save(staging / "model.keras")
     write_json(staging / "history.json", training.history)
-    write_bytes(staging / "confusion.json", json.dumps(  # compact: it grows with the square of the classes
-        {"labels": labels, "matrix": confusion.tolist(), "recall": recall}).encode())
+    write_bytes(staging / "confusion.json", json.dumps({"labels": labels, "cells": cells, "recall": recall}).encode())
     shutil.copytree(training.ctx.work / "logs", staging / "logs")
     _write_golden(staging, training, images)
 

@@ -163,14 +163,21 @@ def update(plan: Plan, state: State, gradients: Weights, seen: Statistics, numbe
                  Weights(filter_momenta, first[1], biases[1], head[1]), running)
 
 
+def parts_of(count: int, size: int) -> tuple[int, int]:
+    """In how many parts of how many images each `count` images of `size` pixels a side are answered; the last part has
+    the rest, at least one.
+    """
+    batch = -(-count // -(-count * size**2 // ANSWERED))
+    return -(-count // batch), batch
+
+
 def new_answer(plan: Plan, images: tf.Tensor, views: Sequence[tuple[int, int, float]] = ()) -> Answer:
     """answer(state, kernel) -> logits float32 [N, K] of images uint8 [N, S, S, 3] on the device.
 
     `views`: VIEWS, for the weighted mean over moved and mirrored copies of each image; none, to look at it as it is.
     """
     count = len(images)
-    parts = -(-count * plan.layout.size**2 // ANSWERED)
-    batch = -(-count // parts)
+    parts, batch = parts_of(count, plan.layout.size)
 
     def logits_of(state: State, kernel: tf.Tensor, taken: tf.Tensor) -> tf.Tensor:
         seen = [taken]
