@@ -20,6 +20,14 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=0, help="0: as the recipe says")
     parser.add_argument("--budget", type=float, default=0.0, metavar="SECONDS",
                         help="of recipe auto: how long the training may take; 0: no limit")
+    parser.add_argument("--batch-size", type=int, default=0, help="0: as the recipe says")
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="0: as the recipe says")
+    parser.add_argument("--early-stopping", type=int, default=0, metavar="EPOCHS",
+                        help="without a better validation accuracy, after which training stops; 0: as the recipe says")
+    parser.add_argument("--class-weights", default="", choices=("", "balanced"), help="balanced: classes count alike")
+    parser.add_argument("--alias", default="", help="what the best variant is to be made; production when left out")
+    parser.add_argument("--loss", type=float, default=0.0, metavar="POINTS",
+                        help="of accuracy that a variant may lose against Keras; the server's default when left out")
     parser.add_argument("--size", type=int, default=0, help="pixels a side, 32 to 256; 0: chosen from the images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", nargs="+", default=[], metavar="VARIANT", help="all when left out")
@@ -27,9 +35,11 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def training_options(args: argparse.Namespace) -> dict[str, Json]:
     """What `add_training_options` read, as the stages of a pipeline; what was left out stays with the server."""
-    train = {"recipe": args.recipe, "epochs": args.epochs, "budget_s": args.budget, "seed": args.seed}
+    train = {"recipe": args.recipe, "epochs": args.epochs, "budget_s": args.budget, "seed": args.seed,
+             "batch_size": args.batch_size, "learning_rate": args.learning_rate,
+             "early_stopping": args.early_stopping, "class_weights": args.class_weights}
     preprocess = {"size": args.size, "seed": args.seed}
-    optimize = {"variants": args.variants, "seed": args.seed}
+    optimize = {"variants": args.variants, "seed": args.seed, "alias": args.alias, "budget": args.loss}
     return {stage: {k: v for k, v in fields.items() if v}
             for stage, fields in (("preprocess", preprocess), ("train", train), ("optimize", optimize))}
 
@@ -42,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     upload = commands.add_parser("upload", help="send a folder, zip or tar")
     upload.add_argument("path", type=Path)
     train = commands.add_parser("train", help="prepare, train, optimize and serve a dataset")
-    train.add_argument("source", help="a folder, zip or tar, or cifar10, upload:ID, import:NAME")
+    train.add_argument("source", help="a folder, zip or tar, or cifar10, upload:ID, import:NAME, dataset:ID")
     add_training_options(train)
     tune = commands.add_parser("tune", help="try recipes on a dataset, optimize and serve the best")
     tune.add_argument("dataset", help="a dataset id")
@@ -53,8 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--epochs", type=int, default=0, help="of a whole trial; 0: as the recipe says")
     tune.add_argument("--seed", type=int, default=0)
     commands.add_parser("jobs", help="the latest jobs")
-    for name, text in (("job", "follow a job to its end"), ("cancel", "cancel a job")):
-        commands.add_parser(name, help=text).add_argument("id")
+    for name, text in (("job", "follow a job, or a pipeline, to its end"), ("cancel", "cancel a job, or a pipeline"),
+                       ("retry", "try again a job that failed, and what failed with it")):
+        commands.add_parser(name, help=text).add_argument("id", help="j-..." if name == "retry" else "j-... or p-...")
     commands.add_parser("datasets", help="ids, sizes and classes")
     commands.add_parser("models", help="names, versions and aliases")
     commands.add_parser("card", help="the release card of a model").add_argument("model", help="a model id, or a name")
@@ -69,17 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     delete = commands.add_parser("delete", help="delete what nothing stands on any more")
     delete.add_argument("path", help="datasets/ID, models/NAME/versions/N, models/NAME/aliases/ALIAS, predictions/ID "
                                      "or uploads/ID")
+    download = commands.add_parser("download", help="take a variant away, with what runs it elsewhere")
+    download.add_argument("name")
+    _add_place(download)
+    download.add_argument("--out", type=Path, help="a file; by default NAME-VERSION-VARIANT.zip, of keras .keras")
     commands.add_parser("shadow", help="how the candidate answers live images beside production").add_argument("name")
     predict = commands.add_parser("predict", help="label images")
     predict.add_argument("name")
     predict.add_argument("image", nargs="+", type=Path)
+    _add_place(predict)
+    predict.add_argument("--top-k", type=int, default=0, metavar="K", help="labels of each image; 0: the server's five")
     batch = commands.add_parser("batch", help="label every image of a folder, archive or dataset, into a Parquet file")
     batch.add_argument("name")
     batch.add_argument("source", help="a folder, zip or tar, or upload:ID, dataset:ID, dataset:ID/test")
     batch.add_argument("--out", type=Path, default=Path("predictions.parquet"))
-    batch.add_argument("--alias", default="production")
-    batch.add_argument("--version", type=int, default=0)
-    batch.add_argument("--variant", default="")
+    _add_place(batch)
     batch.add_argument("--embedding", action="store_true", help="with what the network's last layer sees")
     return parser
 
@@ -92,23 +107,29 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "train":
             accepted = pipeline.submit(client, args.source, console, name=args.name, **training_options(args))
             console.print(f"pipeline {accepted['pipeline']} makes {accepted['name']}")
-            ended = watch(client, accepted["jobs"], console)
-            console.print(tables.prepared(ended["preprocess"]["result"], client.dataset(accepted["dataset_id"])),
-                          soft_wrap=True)
+            ended = _watched(client, accepted["jobs"], console)
+            if "preprocess" in ended:
+                console.print(tables.prepared(ended["preprocess"]["result"], client.dataset(accepted["dataset_id"])),
+                              soft_wrap=True)
             console.print(tables.card(client.card(accepted["model_id"])))
         case "tune":
             made = client.submit_tune(args.dataset, name=args.name, trials=args.trials, budget_s=args.budget,
                                       recipes=args.recipes, epochs=args.epochs, seed=args.seed)
-            ended = watch(client, {stage: job["id"] for stage, job in made.items()}, console)
+            ended = _watched(client, {stage: job["id"] for stage, job in made.items()}, console)
             console.print(tables.tuned(ended["tune"]["result"]), soft_wrap=True)
             console.print(tables.card(client.card(made["tune"]["job"]["model_id"])))
+        case "retry":
+            made = client.retry(args.id)
+            _watched(client, made["jobs"], console)
         case "jobs":
             console.print(tables.jobs(client.jobs()))
         case "job":
-            watch(client, {client.job(args.id)["kind"]: args.id}, console)
+            watch(client, _jobs_of(client, args.id), console)
         case "cancel":
-            client.cancel(args.id)
-            watch_until_cancelled(client, args.id, console)
+            jobs = _jobs_of(client, args.id)
+            client.cancel_pipeline(args.id) if args.id.startswith("p-") else client.cancel(args.id)
+            for job_id in jobs.values():
+                watch_until_cancelled(client, job_id, console)
         case "datasets":
             console.print(tables.datasets(client.datasets()))
         case "models":
@@ -127,8 +148,14 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "shadow":
             console.print(tables.shadow(client.shadow(args.name)), soft_wrap=True)
         case "predict":
-            answer = client.predict(args.name, args.image)
-            console.print(tables.predictions(answer, [str(i) for i in args.image]))
+            answer = client.predict(args.name, args.image, alias=args.alias, version=args.version,
+                                    variant=args.variant, top_k=args.top_k)
+            console.print(tables.predictions(answer, [str(i) for i in args.image], args.top_k or 3))
+        case "download":
+            version, variant = _place(client, args)
+            out = args.out or Path(f"{args.name}-{version}-{variant}.zip".replace("-keras.zip", ".keras"))
+            size = client.download(args.name, out, version=version, variant=variant)
+            console.print(f"{variant} of {args.name} version {version}: {out} ({size / 1e6:.1f} MB)", soft_wrap=True)
         case "batch":
             source = args.source
             _check_writable(args.out)  # known before hours of work, not after them
@@ -136,7 +163,7 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
                 source = pipeline.send(client, Path(source), console)
             job = client.submit_predict(args.name, source, alias=args.alias, version=args.version,
                                         variant=args.variant, embedding=args.embedding)
-            done = watch(client, {"predict": job["id"]}, console)["predict"]["result"]
+            done = _watched(client, {"predict": job["id"]}, console)["predict"]["result"]
             try:
                 size = client.download_predictions(done["predictions_id"], args.out)
             except (OSError, LannerError) as e:
@@ -144,6 +171,42 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
                 raise LannerError(f"{args.out} could not be written ({e}); the table is there: {where}",
                                   "not_written") from e
             console.print(tables.batch(done, str(args.out), size), soft_wrap=True)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    """Which of a name's variants."""
+    parser.add_argument("--alias", default="production")
+    parser.add_argument("--version", type=int, default=0, help="0: the one that the alias points at")
+    parser.add_argument("--variant", default="", help="such as onnx-int8; by default the alias's")
+
+
+def _place(client: Client, args: argparse.Namespace) -> tuple[int, str]:
+    """Version and variant that were asked for, or that the alias points at. Raises LannerError."""
+    if args.version and args.variant:
+        return args.version, args.variant
+    at = client.model(args.name)["aliases"].get(args.alias)
+    if at is None or args.version not in (0, at["version"]):
+        which = f"{args.name} has no alias {args.alias}" if at is None else \
+            f"{args.name}@{args.alias} is version {at['version']}, not {args.version}"
+        raise LannerError(f"{which}: say --version and --variant", "no_variant")
+    return at["version"], args.variant or at["variant"]
+
+
+def _jobs_of(client: Client, any_id: str) -> dict[str, str]:
+    """Kind -> id of a job, or of all jobs of a pipeline."""
+    if any_id.startswith("p-"):
+        return {kind: job["id"] for kind, job in client.pipeline(any_id)["jobs"].items()}
+    return {client.job(any_id)["kind"]: any_id}
+
+
+def _watched(client: Client, jobs: dict[str, str], console: Console) -> dict[str, Json]:
+    """`watch` of what this command began: who leaves is told that it goes on."""
+    try:
+        return watch(client, jobs, console)
+    except KeyboardInterrupt:
+        first = next(iter(jobs.values()))
+        console.print(f"It goes on: `lanner job {first}` follows it, `lanner cancel {first}` ends it.", soft_wrap=True)
+        raise
 
 
 def _check_writable(out: Path) -> None:

@@ -17,6 +17,7 @@ from lanner.packing import pack
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 STAGES = ("preprocess", "train", "optimize")
+FORM_IMAGES, FORM_BYTES = 64, 16 << 20  # of one request to predict; a server takes 256, and 64 MiB as it comes
 PATIENCE_S = 60.0  # how long `follow` looks past an API that does not answer, while it is restarted
 
 Json = dict[str, Any]
@@ -103,9 +104,10 @@ class Client:
 
     def download_predictions(self, predictions_id: str, path: str | Path) -> int:
         """Write the table of Predictions, as Parquet, to `path`; returns its size in bytes. Whole or not at all."""
-        final, size = Path(path), 0
-        fresh = final.with_name(f".{final.name}.part")
-        url = f"/v1/predictions/{predictions_id}/predictions.parquet"
+        return self._save(f"/v1/predictions/{predictions_id}/predictions.parquet", Path(path))
+
+    def _save(self, url: str, final: Path) -> int:
+        size, fresh = 0, final.with_name(f".{final.name}.part")
         try:
             with self._http.stream("GET", url) as response, open(fresh, "wb") as f:
                 if response.is_error:
@@ -130,6 +132,21 @@ class Client:
 
     def cancel(self, job_id: str) -> Json:
         return self._call("POST", f"/v1/jobs/{job_id}/cancel", json={})
+
+    def cancel_pipeline(self, pipeline_id: str) -> Json:
+        """Ask every job of a pipeline that has not ended to end."""
+        return self._call("POST", f"/v1/pipelines/{pipeline_id}/cancel", json={})
+
+    def pipeline(self, pipeline_id: str) -> Json:
+        """A pipeline with its jobs: {pipeline, name, state, jobs: {stage: job}}."""
+        return self._call("GET", f"/v1/pipelines/{pipeline_id}")
+
+    def retry(self, job_id: str) -> Json:
+        """Try again a job that failed or was cancelled, with those that did not run since it had.
+
+        Returns the new job's view; `jobs` has the id of each kind that was accepted again.
+        """
+        return self._call("POST", f"/v1/jobs/{job_id}/retry", json={})
 
     def follow(self, job_id: str, every_s: float = 0.5) -> Iterator[Json]:
         """The job each time something about it has changed, the last time when it has ended."""
@@ -198,6 +215,14 @@ class Client:
         """Point an alias at what it pointed at before."""
         return self._call("POST", f"/v1/models/{name}/aliases/{alias}/rollback")
 
+    def download(self, name: str, path: str | Path, *, version: int, variant: str) -> int:
+        """Write a Variant to `path`, a zip with all that runs it elsewhere; variant `keras`: the Keras model's file.
+
+        Returns its size in bytes. Whole or not at all.
+        """
+        what = "model.keras" if variant == "keras" else f"variants/{variant}.zip"
+        return self._save(f"/v1/models/{name}/versions/{version}/{what}", Path(path))
+
     def shadow(self, name: str) -> Json:
         """How a Name's candidate answers live images beside production.
 
@@ -210,14 +235,19 @@ class Client:
                 variant: str = "", top_k: int = 0) -> Json:
         """Label images with the Variant that an alias of a Name points at, or that of a version, or a named Variant.
 
-        images: one or several, each a path or the bytes of an encoded image.
+        images: one or several, each a path or the bytes of an encoded image; many are sent in several requests.
         Returns {model, version, variant, digest, device, predictions: [{top: [{label, index, probability}]}]}.
+
+        Raises LannerError (alias_moved) where two requests were answered by different Variants.
         """
         many = [images] if isinstance(images, (bytes, str, Path)) else list(images)
-        files = [("image", (_filename(i), i if isinstance(i, bytes) else Path(i).read_bytes())) for i in many]
         choice = {"alias": alias, "version": version, "variant": variant, "top_k": top_k}
         params = {k: v for k, v in choice.items() if v}
-        return self._call("POST", f"/v1/models/{name}/predict", files=files, params=params)
+        answers = [self._call("POST", f"/v1/models/{name}/predict", files=files, params=params)
+                   for files in _forms(many)]
+        if len({answer.get("digest") for answer in answers}) > 1:
+            raise LannerError(f"{name} was moved to another variant between two requests: ask again", "alias_moved")
+        return {**answers[0], "predictions": [row for answer in answers for row in answer["predictions"]]}
 
     def ready(self) -> bool:
         """Whether the API has a model to serve."""
@@ -265,6 +295,20 @@ def _json(response: httpx.Response) -> Json | None:
     except ValueError:
         return None
     return body if isinstance(body, dict) else None
+
+
+def _forms(images: Sequence[Image]) -> Iterator[list[tuple[str, tuple[str, bytes]]]]:
+    """Parts of forms, each of which the server takes; one at least, for it to say what is missing."""
+    form: list[tuple[str, tuple[str, bytes]]] = []
+    size = 0
+    for image in images:
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        if form and (len(form) == FORM_IMAGES or size + len(data) > FORM_BYTES):
+            yield form
+            form, size = [], 0
+        form.append(("image", (_filename(image), data)))
+        size += len(data)
+    yield form
 
 
 def _filename(image: Image) -> str:

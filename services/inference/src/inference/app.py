@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, request
 
 from inference import (
+    bundle,
     catalogue,
     deletion,
     errors,
@@ -21,6 +22,7 @@ from inference import (
     page,
     pipelines,
     predict,
+    retry,
     uploads,
 )
 from inference.body import Intake
@@ -64,7 +66,8 @@ def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
     errors.register(app)
     # Before the watcher begins: on CPython 3.11 two threads in ast.parse at once may fail (gh-106905). Werkzeug
     # makes its routes with it, and numpy reads the header of a golden batch with it.
-    for part in (catalogue, deletion, events, examples, health, jobs, openapi, page, pipelines, predict, uploads, v2):
+    for part in (bundle, catalogue, deletion, events, examples, health, jobs, openapi, page, pipelines, predict,
+                 retry, uploads, v2):
         app.register_blueprint(part.bp)
     app.before_request(_refuse_other_sites)
     app.after_request(_safe_headers)

@@ -20,7 +20,8 @@ HEADERS = {
     **{("post", f"/v2/models/{{model}}{version}/infer"): ("Inference-Header-Content-Length",)
        for version in ("", "/versions/{version}")},
 }
-AGAIN = {("post", "/v1/jobs"), ("post", "/v1/pipelines"), ("put", "/v1/uploads/{upload_id}")}  # 200: it stands already
+AGAIN = {("post", "/v1/jobs"), ("post", "/v1/jobs/{job_id}/retry"), ("post", "/v1/pipelines"),
+         ("put", "/v1/uploads/{upload_id}")}  # 200: it stands already
 JSON = "application/json"
 IMAGES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream", "multipart/form-data", JSON)
 # The Open Inference Protocol: clients that speak it need no description. A model is NAME, or NAME@ALIAS.
@@ -64,6 +65,8 @@ ROUTES = (
     ("get", "/v1/jobs/{job_id}", "A job: state, progress, attempts, result", 200, JSON, ()),
     ("get", "/v1/jobs/{job_id}/events", "What happened to a job, live", 200, "text/event-stream", ()),
     ("post", "/v1/jobs/{job_id}/cancel", "Ask a job to end", 202, JSON, ()),
+    ("post", "/v1/jobs/{job_id}/retry", "Try again what failed, and what failed with it", 202, JSON, ()),
+    ("post", "/v1/pipelines/{pipeline_id}/cancel", "Ask its jobs to end", 202, JSON, ()),
     ("get", "/v1/datasets", "Every dataset", 200, JSON, ()),
     ("get", "/v1/datasets/{dataset_id}", "A dataset: manifest and statistics", 200, JSON, ()),
     ("get", "/v1/datasets/{dataset_id}/images/{split}/{number}", "One image of a dataset", 200, "image/png", ()),
@@ -71,6 +74,10 @@ ROUTES = (
     ("get", "/v1/models", "Every name with its versions and aliases", 200, JSON, ()),
     ("get", "/v1/models/{name}", "A name: versions, variants, aliases", 200, JSON, ()),
     ("get", "/v1/models/{name}/versions/{number}", "One version", 200, JSON, ()),
+    ("get", "/v1/models/{name}/versions/{number}/variants/{variant}.zip", "A variant with what runs it elsewhere", 200,
+     "application/zip", ()),
+    ("get", "/v1/models/{name}/versions/{number}/model.keras", "What was trained, as Keras wrote it", 200,
+     "application/octet-stream", ()),
     ("delete", "/v1/models/{name}/versions/{number}", "Delete a version with its model and variants", 204, "", ()),
     ("delete", "/v1/models/{name}/aliases/{alias}", "Delete an alias", 204, "", ()),
     ("put", "/v1/models/{name}/aliases/{alias}", "Point an alias at a variant of a version", 200, JSON, (JSON,)),

@@ -8,9 +8,10 @@ from inference.body import read_json
 from inference.context import api
 from inference.jobs import limit_of, recent
 from inference.submit import submit_pipeline
-from shared.errors import NotFound
+from shared.errors import Conflict, NotFound
 from shared.jobs import check_id
 from shared.ledger import Ledger, Request
+from shared.queue import nudge
 
 bp = Blueprint("pipelines", __name__)
 
@@ -43,14 +44,35 @@ def index() -> Response:
 @bp.get("/v1/pipelines/<pipeline_id>")
 def get(pipeline_id: str) -> Response:
     ledger = api().ledger
+    return jsonify(view(ledger, pipeline_id, _group(ledger, pipeline_id)))
+
+
+@bp.post("/v1/pipelines/<pipeline_id>/cancel")
+def cancel(pipeline_id: str) -> tuple[Response, int]:
+    """Ask every job of it that has not ended to end."""
+    ledger = api().ledger
+    group = _group(ledger, pipeline_id)
+    still = [accepted for accepted in group if ledger.ended(accepted.id) is None]
+    if not still:
+        raise Conflict(f"every job of pipeline {pipeline_id} has ended already", "already_ended")
+    for accepted in still:
+        ledger.ask_cancel(accepted.id)
+    nudge(ledger.redis)
+    return jsonify(view(ledger, pipeline_id, group)), 202
+
+
+def _group(ledger: Ledger, pipeline_id: str) -> list[Request]:
+    """Its jobs, the latest first. Raises NotFound."""
     group = [accepted for accepted in recent(ledger) if accepted.pipeline == check_id(pipeline_id, "pipeline id")]
     if not group:
         raise NotFound(f"pipeline {pipeline_id} does not exist")
-    return jsonify(view(ledger, pipeline_id, group))
+    return group
 
 
 def view(ledger: Ledger, pipeline_id: str, group: list[Request]) -> dict[str, Any]:
-    """A pipeline as its jobs stand: {pipeline, name, state, accepted_at, jobs: {stage: job}}."""
+    """A pipeline as its jobs stand: {pipeline, name, state, accepted_at, jobs: {stage: job}}; of a stage that was tried
+    again the latest.
+    """
     jobs = {accepted.kind: ledger.view(accepted.id) for accepted in reversed(group)}
     return {"pipeline": pipeline_id, "name": group[0].job.name, "state": overall([j["state"] for j in jobs.values()]),
             "accepted_at": min(j["accepted_at"] for j in jobs.values()), "jobs": jobs}

@@ -50,27 +50,40 @@ def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str =
     """Accept preprocess -> train -> optimize of one source. The same key with the same body is the same pipeline.
 
     body: {source, name?, preprocess?: {...}, train?: {...}, optimize?: {...}}, the stages with fields of their jobs.
+    Of a source `dataset:<id>` there is nothing to preprocess.
 
     Raises:
         Refused: a field is unknown, missing or out of range.
-        NotFound: the upload does not exist.
+        NotFound: the upload does not exist, or the Dataset does not and no job that still runs makes it.
         Conflict: the key stands for another body.
         RedisError: the queue does not answer; nothing was accepted.
     """
     unknown = sorted(set(body) - {"source", "name", *STAGES})
     if unknown:
         raise Refused(f"a pipeline has no field {unknown[0]!r}: expected source, name, {', '.join(STAGES)}", "bad_job")
-    mint = _minter(key)
-    name, source = _name_and_source(root, body)
-    dataset_id, model_id = mint("d"), mint("m")
+    mint, parent = _minter(key), ""
+    source = body.get("source")
+    if ready := isinstance(source, str) and source.startswith("dataset:"):
+        dataset_id, known = source.partition(":")[2], {"name": body["name"]} if "name" in body else {}
+        parent = maker(ledger, root, "datasets", dataset_id, known)
+        name = check_id(known.get("name"), "name")
+    else:
+        name, source = _name_and_source(root, body)
+        dataset_id = mint("d")
+    model_id = mint("m")
     ids = {"preprocess": {"name": name, "source": source, "dataset_id": dataset_id},
            "train": {"name": name, "dataset_id": dataset_id, "model_id": model_id},
            "optimize": {"name": name, "model_id": model_id}}
-    jobs = {stage: parse(stage, {**_stage(body, stage, ids[stage]), **ids[stage]}) for stage in STAGES}
+    if ready:
+        del ids["preprocess"]
+        if body.get("preprocess"):
+            raise Refused(f"dataset {dataset_id} is prepared already: leave preprocess out, or name what it is to be "
+                          "prepared from as source", "bad_job")
+    jobs = {stage: parse(stage, {**_stage(body, stage, ids[stage]), **ids[stage]}) for stage in ids}
     _check_training(root, jobs["train"])
-    pipeline, requests, new, parent, trace = mint("p"), {}, False, "", _told(traceparent)
+    pipeline, requests, new, trace = mint("p"), {}, False, told(traceparent)
     fresh: list[str] = []
-    _ask_queue(ledger, [mint("j", stage) for stage in STAGES])
+    _ask_queue(ledger, [mint("j", stage) for stage in ids])
     try:
         for stage, job in jobs.items():
             requests[stage], first = ledger.accept(mint("j", stage), job, parent=parent, pipeline=pipeline,
@@ -83,7 +96,7 @@ def submit_pipeline(ledger: Ledger, root: Path, body: dict[str, Any], key: str =
             with suppress(OSError):
                 ledger.ask_cancel(job_id)
         raise
-    _deliver(ledger, requests["preprocess"])
+    deliver_first(ledger, next(iter(requests.values())))
     return Pipeline(pipeline, requests, new)
 
 
@@ -108,9 +121,9 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "",
             fields.setdefault("dataset_id", mint("d"))
         case "train" | "tune":
             fields.setdefault("model_id", mint("m"))
-            parent = _maker(ledger, root, "datasets", fields.get("dataset_id"), fields)
+            parent = maker(ledger, root, "datasets", fields.get("dataset_id"), fields)
         case "optimize":
-            parent = _maker(ledger, root, "models", fields.get("model_id"), fields)
+            parent = maker(ledger, root, "models", fields.get("model_id"), fields)
         case "predict":
             fields.setdefault("predictions_id", mint("r"))
             _check_predict(root, fields)
@@ -120,9 +133,8 @@ def submit_job(ledger: Ledger, root: Path, body: dict[str, Any], key: str = "",
     if not known and job.target and (root / job.target).exists():
         raise Conflict(f"{job.target} exists already: leave the id out and one is made", "id_taken")
     before = ledger.request(job_id).parent if known else parent or ""
-    request, new = ledger.accept(job_id, job, parent=before, traceparent=_told(traceparent))
-    if not request.parent:
-        _deliver(ledger, request)
+    request, new = ledger.accept(job_id, job, parent=before, traceparent=told(traceparent))
+    deliver_first(ledger, request)
     return request, new
 
 
@@ -183,7 +195,8 @@ def _name_and_source(root: Path, body: dict[str, Any]) -> tuple[str, str]:
     """The Name, by default its dataset's: cifar10, the upload's file without its suffix, the import's."""
     source, name = body.get("source", "cifar10"), body.get("name")
     if not isinstance(source, str):
-        raise Refused(f"source is {source!r}, expected cifar10, upload:<id> or import:<name>", "bad_job")
+        raise Refused(f"source is {source!r}, expected cifar10, upload:<id>, import:<name> or, of a pipeline, "
+                      "dataset:<id>", "bad_job")
     word, _, rest = source.partition(":")
     if word == "upload":
         upload = find_upload(root, rest)
@@ -201,7 +214,7 @@ def _slug(text: str) -> str:
     return slug if ID.fullmatch(slug) else "dataset"
 
 
-def _maker(ledger: Ledger, root: Path, kind: str, made: Any, fields: dict[str, Any]) -> str:
+def maker(ledger: Ledger, root: Path, kind: str, made: Any, fields: dict[str, Any]) -> str:
     """The job whose success a stage waits for, '' where what it reads is published; fills in the name from either."""
     target = f"{kind}/{check_id(made, kind[:-1] + '_id')}"
     if not (root / target).exists():
@@ -228,12 +241,13 @@ def _ask_queue(ledger: Ledger, job_ids: list[str]) -> bool:
     return True
 
 
-def _told(traceparent: str) -> str:
+def told(traceparent: str) -> str:
     """The header, or "" where it is none that W3C knows: then it is as if it had not come."""
     return traceparent if TRACEPARENT.fullmatch(traceparent) else ""
 
 
-def _deliver(ledger: Ledger, request: Request) -> None:
-    if ledger.ended(request.id) is None and "delivery" not in ledger.read_live(request.id):
+def deliver_first(ledger: Ledger, request: Request) -> None:
+    """Put it on its queue, unless it waits for another, is there or is over."""
+    if not request.parent and ledger.ended(request.id) is None and "delivery" not in ledger.read_live(request.id):
         with suppress(RedisError):  # the record stands: the keeper delivers what is not on a queue
             deliver(ledger, request)

@@ -80,10 +80,15 @@ function jobItem(job) {
       await call(`/v1/jobs/${job.id}/cancel`, {method: "POST"}).catch(error => { cancel.title = error.message; });
       refresh();
     }});
+  const again = el("button", {type: "button", textContent: "try again", onclick: async () => {
+    again.disabled = true;
+    await call(`/v1/jobs/${job.id}/retry`, {method: "POST"}).catch(error => { $("said").className = "bad"; $("said").textContent = error.message; });
+    refresh();
+  }});
   return el("li", {}, el("div", {className: "row"}, el("b", {textContent: job.kind}), el("span", {textContent: job.job.name}),
     el("span", {textContent: job.state, className: job.state === "failed" ? "bad" : "soft"}),
     el("small", {textContent: says, className: job.error ? "bad" : ""}), ...table(job),
-    over ? el("small", {textContent: job.id}) : cancel), bar);
+    ...(over ? [el("small", {textContent: job.id}), ...(job.state === "succeeded" ? [] : [again])] : [cancel])), bar);
 }
 
 function table(job) {
@@ -99,7 +104,8 @@ function modelItem(model, shadow) {
   const rows = Object.entries(model.aliases).map(([alias, to]) => el("div", {className: "row"},
     el("span", {textContent: `${alias} → version ${to.version}, ${to.variant}`}),
     el("small", {textContent: to.manifest_sha256.slice(0, 12)}),
-    el("a", {href: `/v1/cards/${to.model}.html`, textContent: "release card"})));
+    el("a", {href: `/v1/cards/${to.model}.html`, textContent: "release card"}),
+    el("a", {href: `/v1/models/${encodeURIComponent(model.name)}/versions/${to.version}/variants/${to.variant}.zip`, textContent: "download"})));
   return el("li", {}, el("b", {textContent: model.name}), ` ${Object.keys(model.versions).length} version(s)`, ...rows, ...(shadow ? [shadowItem(shadow)] : []));
 }
 

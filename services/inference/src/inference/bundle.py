@@ -1,0 +1,97 @@
+"""What was trained, to take away: a Variant with all that it needs to run elsewhere, or the Keras model itself."""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from flask import Blueprint, Response, send_file
+
+from inference.context import api
+from shared.artifacts import open_artifact, versions
+from shared.errors import NotFound
+from shared.jobs import check_id
+from shared.runtimes import FILES
+
+bp = Blueprint("bundle", __name__)
+PREDICT = Path(__file__).parent / "bundled" / "predict.py"
+RUNTIMES = {"onnx": "onnxruntime", "tensorrt": "onnxruntime", "litert": "ai-edge-litert"}
+ALSO = ("numpy", "pillow")
+PIECE = 1 << 20  # bytes
+
+
+@bp.get("/v1/models/<name>/versions/<int:number>/variants/<variant>.zip")
+def variant(name: str, number: int, variant: str) -> Response:
+    """The model file, labels.txt, a golden batch, the manifest, and predict.py with its requirements."""
+    target = f"variants/{_model_of(name, number)}/{check_id(variant, 'variant')}"
+    root = api().settings.artifacts
+    manifest = open_artifact(root, target)
+    folder, format = f"{name}-{number}-{variant}", manifest["format"]
+    written = {
+        "labels.txt": "".join(f"{label}\n" for label in manifest["spec"]["labels"]),
+        "requirements.txt": "".join(f"{_pinned(package)}\n" for package in (RUNTIMES[format], *ALSO)),
+        "predict.py": PREDICT.read_text(),
+    }
+    files = [root / target / file for file in (FILES[format], "golden.npz", "manifest.json")]
+    return Response(_zipped(folder, files, written), mimetype="application/zip",
+                    headers={"Content-Disposition": f'attachment; filename="{folder}.zip"'})
+
+
+@bp.get("/v1/models/<name>/versions/<int:number>/model.keras")
+def keras(name: str, number: int) -> Response:
+    """What was trained, before any export."""
+    target = f"models/{_model_of(name, number)}"
+    open_artifact(api().settings.artifacts, target)
+    return send_file(api().settings.artifacts / target / "model.keras", mimetype="application/octet-stream",
+                     as_attachment=True, download_name=f"{name}-{number}.keras")
+
+
+def _model_of(name: str, number: int) -> str:
+    known = versions(api().settings.artifacts, name)
+    if number not in known:
+        raise NotFound(f"{name} has no version {number}: it has {sorted(known)}")
+    return known[number]
+
+
+def _pinned(package: str) -> str:
+    """With the version that answers here; a GPU's has another name, and needs no GPU elsewhere."""
+    for name in (package, f"{package}-gpu"):
+        try:
+            return f"{package}=={version(name)}"
+        except PackageNotFoundError:
+            continue
+    return package
+
+
+class _Taken(io.RawIOBase):
+    """A file that can't be gone back in: what is written to it is taken away at once."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
+
+
+def _zipped(folder: str, files: list[Path], written: dict[str, str]) -> Iterator[bytes]:
+    """A zip as it is made, a piece at a time: weights do not pack."""
+    out = _Taken()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, text in written.items():
+            archive.writestr(f"{folder}/{name}", text)
+            yield out.take()
+        for path in files:
+            with open(path, "rb") as f, archive.open(f"{folder}/{path.name}", "w", force_zip64=True) as member:
+                while piece := f.read(PIECE):
+                    member.write(piece)
+                    yield out.take()
+    yield out.take()
