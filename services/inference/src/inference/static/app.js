@@ -15,6 +15,16 @@ async function call(path, options) {
   return body;
 }
 
+// A button that does one thing; what goes wrong is said at the window's lower edge.
+const button = (textContent, act) => el("button", {type: "button", textContent, onclick: async event => {
+  event.target.disabled = true;
+  event.target.blur();
+  $("trouble").textContent = "";
+  await act().catch(error => { $("trouble").textContent = error.message; });
+  event.target.disabled = false;
+  refresh();
+}});
+
 const post = (path, value) => call(path, {method: "POST", body: JSON.stringify(value), headers: {"Content-Type": "application/json"}});
 
 // A new model
@@ -36,8 +46,8 @@ function upload(file) {  // fetch tells no progress of what it sends
 
 $("pipeline").addEventListener("submit", async event => {
   event.preventDefault();
-  const form = event.target, {source, file, recipe, epochs, name} = form.elements, button = form.querySelector("button");
-  button.disabled = true;
+  const form = event.target, {source, file, dataset, recipe, epochs, name} = form.elements, start = form.querySelector("button");
+  start.disabled = true;
   $("said").className = "";
   try {
     const body = {source: "cifar10", train: {recipe: recipe.value}};
@@ -46,6 +56,10 @@ $("pipeline").addEventListener("submit", async event => {
       $("sent").hidden = false;
       $("said").textContent = `sending ${file.files[0].name}`;
       body.source = `upload:${(await upload(file.files[0])).id}`;
+    }
+    if (source.value === "dataset") {
+      if (!dataset.value) throw new Error("there is no dataset yet: send an archive, or take CIFAR-10");
+      body.source = `dataset:${dataset.value}`;
     }
     if (epochs.value) body.train.epochs = Number(epochs.value);
     if (name.value) body.name = name.value;
@@ -56,10 +70,11 @@ $("pipeline").addEventListener("submit", async event => {
     $("said").textContent = error.message;
   }
   $("sent").hidden = true;
-  button.disabled = false;
+  start.disabled = false;
   refresh();
 });
-$("pipeline").elements.file.addEventListener("change", () => { $("pipeline").elements.source.value = "upload"; });
+for (const [name, source] of [["file", "upload"], ["dataset", "dataset"]])
+  $("pipeline").elements[name].addEventListener("change", () => { $("pipeline").elements.source.value = source; });
 
 // Jobs
 
@@ -74,17 +89,9 @@ function jobItem(job) {
   const bar = el("progress", {max: 100, ariaLabel: `${job.kind} of ${job.job.name}`});
   if (job.state !== "running") bar.value = job.state === "succeeded" ? 100 : 0;
   else if (p?.percent != null) bar.value = p.percent;
-  const cancel = el("button", {type: "button", textContent: job.cancel_asked ? "cancelling" : "cancel", disabled: job.cancel_asked,
-    onclick: async () => {
-      cancel.blur();
-      await call(`/v1/jobs/${job.id}/cancel`, {method: "POST"}).catch(error => { cancel.title = error.message; });
-      refresh();
-    }});
-  const again = el("button", {type: "button", textContent: "try again", onclick: async () => {
-    again.disabled = true;
-    await call(`/v1/jobs/${job.id}/retry`, {method: "POST"}).catch(error => { $("said").className = "bad"; $("said").textContent = error.message; });
-    refresh();
-  }});
+  const cancel = button(job.cancel_asked ? "cancelling" : "cancel", () => call(`/v1/jobs/${job.id}/cancel`, {method: "POST"}));
+  cancel.disabled = job.cancel_asked;
+  const again = button("try again", () => call(`/v1/jobs/${job.id}/retry`, {method: "POST"}));
   return el("li", {}, el("div", {className: "row"}, el("b", {textContent: job.kind}), el("span", {textContent: job.job.name}),
     el("span", {textContent: job.state, className: job.state === "failed" ? "bad" : "soft"}),
     el("small", {textContent: says, className: job.error ? "bad" : ""}), ...table(job),
@@ -105,7 +112,9 @@ function modelItem(model, shadow) {
     el("span", {textContent: `${alias} → version ${to.version}, ${to.variant}`}),
     el("small", {textContent: to.manifest_sha256.slice(0, 12)}),
     el("a", {href: `/v1/cards/${to.model}.html`, textContent: "release card"}),
-    el("a", {href: `/v1/models/${encodeURIComponent(model.name)}/versions/${to.version}/variants/${to.variant}.zip`, textContent: "download"})));
+    el("a", {href: `/v1/models/${encodeURIComponent(model.name)}/versions/${to.version}/variants/${to.variant}.zip`, textContent: "download"}),
+    ...(to.previous ? [button(`back to version ${to.previous.version}, ${to.previous.variant}`,
+      () => call(`/v1/models/${encodeURIComponent(model.name)}/aliases/${alias}/rollback`, {method: "POST"}))] : [])));
   return el("li", {}, el("b", {textContent: model.name}), ` ${Object.keys(model.versions).length} version(s)`, ...rows, ...(shadow ? [shadowItem(shadow)] : []));
 }
 
@@ -134,6 +143,7 @@ async function predict(file) {
     const headers = {"Content-Type": file.type || "application/octet-stream"};
     const answer = await call(`/v1/models/${encodeURIComponent(name)}/predict`, {method: "POST", body: file, headers});
     const took = performance.now() - began;
+    if ($("every").checked) return await compare(file, name, answer, headers);
     for (const {label, probability} of answer.predictions[0].top)
       $("answer").append(el("div", {}, el("span", {textContent: label, title: label}), el("progress", {max: 1, value: probability, ariaLabel: label}),
         `${(100 * probability).toFixed(1)} %`));
@@ -141,6 +151,22 @@ async function predict(file) {
   } catch (error) {
     $("answer").append(el("p", {className: "bad", textContent: error.message}));
   }
+}
+
+// Every variant of the version that answered, on the same image.
+async function compare(file, name, first, headers) {
+  const model = `/v1/models/${encodeURIComponent(name)}`, {versions} = await call(model), rows = [];
+  const label = first.predictions[0].top[0].label;
+  for (const {variant} of versions.find(v => v.version === first.version).variants) {
+    const began = performance.now(), place = `version=${first.version}&variant=${variant}&top_k=1`;
+    const found = await call(`${model}/predict?${place}`, {method: "POST", body: file, headers}).catch(error => ({error}));
+    const top = found.predictions?.[0].top[0];
+    const cells = top ? [variant, top.label, `${(100 * top.probability).toFixed(1)} %`, `${(performance.now() - began).toFixed(0)} ms`]
+      : [variant, found.error.message, "", ""];
+    rows.push(el("tr", {className: top?.label === label ? "" : "bad"}, ...cells.map(textContent => el("td", {textContent}))));
+  }
+  const head = el("tr", {}, ...["variant", "label", "probability", "took"].map(textContent => el("th", {textContent, scope: "col"})));
+  $("answer").append(el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
 }
 
 $("image").addEventListener("change", event => event.target.files.length && predict(event.target.files[0]));
@@ -151,17 +177,44 @@ for (const type of ["dragenter", "dragover", "dragleave", "drop"])
     if (type === "drop" && event.dataTransfer.files.length) predict(event.dataTransfer.files[0]);
   });
 
+// Datasets
+
+const SHOWN = "train";  // the split of which some images are shown
+
+async function remove(path) {
+  const response = await fetch(path, {method: "DELETE"});
+  if (!response.ok) throw new Error((await response.json()).error.message);
+}
+
+function datasetItem({id, name, summary}) {
+  const images = Object.entries(summary.images).map(([split, n]) => `${n} ${split}`), shown = Math.min(8, summary.images[SHOWN]);
+  const says = [images.join(", "), `${summary.classes} classes`, `${summary.size} pixels`, ...(summary.skipped ? [`${summary.skipped} files skipped`] : [])];
+  const examples = Array.from({length: shown}, (_, i) => el("img", {loading: "lazy", width: 48, height: 48, alt: `an image of ${name}`,
+    src: `/v1/datasets/${id}/images/${SHOWN}/${Math.floor(i * summary.images[SHOWN] / shown)}`}));
+  return el("li", {}, el("div", {className: "row"}, el("b", {textContent: name}), el("small", {textContent: id}), el("small", {textContent: says.join(" · ")}),
+    button("delete", () => remove(`/v1/datasets/${id}`))), el("div", {className: "thumbs"}, ...examples));
+}
+
+function showDatasets(datasets) {  // only when they have changed: their images would be fetched again
+  const ids = datasets.map(d => d.id).join();
+  if ($("datasets").dataset.ids === ids) return;
+  $("datasets").dataset.ids = ids;
+  $("datasets").replaceChildren(...(datasets.length ? datasets.map(datasetItem) : [el("li", {className: "soft", textContent: "none yet"})]));
+  $("pipeline").elements.dataset.replaceChildren(...datasets.map(({id, name}) => el("option", {value: id, textContent: `${name} (${id})`})));
+}
+
 // Keeping it fresh
 
 async function refresh() {
   try {
-    const [{jobs}, {models}, ready] = await Promise.all([call("/v1/jobs?limit=12"), call("/v1/models"),
-      fetch("/readyz").then(r => r.json())]);
+    const [{jobs}, {models}, {datasets}, ready] = await Promise.all([call("/v1/jobs?limit=12"), call("/v1/models"),
+      call("/v1/datasets"), fetch("/readyz").then(r => r.json())]);
+    showDatasets(datasets);
     if (!$("jobs").contains(document.activeElement))  // a button that somebody is about to press stays
       $("jobs").replaceChildren(...(jobs.length ? jobs.map(jobItem) : [el("li", {className: "soft", textContent: "none yet"})]));
     const shadows = await Promise.all(models.map(({name, aliases}) => aliases.candidate && aliases.production ?
       call(`/v1/models/${encodeURIComponent(name)}/shadow`) : null));
-    $("models").replaceChildren(...(models.length ? models.map((model, i) => modelItem(model, shadows[i])) : [el("li", {className: "soft", textContent: "none yet"})]));
+    if (!$("models").contains(document.activeElement)) $("models").replaceChildren(...(models.length ? models.map((model, i) => modelItem(model, shadows[i])) : [el("li", {className: "soft", textContent: "none yet"})]));
     const names = [...new Set(ready.models.filter(m => m.alias === "production").map(m => m.name))];
     if (names.join() !== [...$("model").options].map(o => o.value).join())
       $("model").replaceChildren(...names.map(name => el("option", {textContent: name, value: name})));
