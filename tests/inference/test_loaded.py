@@ -107,8 +107,8 @@ def test_a_flipped_byte_is_refused_and_the_old_variant_serves_on(serving: FlaskC
 def test_other_answers_to_the_golden_batch_are_refused(client: FlaskClient, root: Path) -> None:
     """Whole files, right hashes, but the network answers otherwise than when it was measured: permuted labels."""
     publish_model(root, "colors", "m-1", onnx_fp32=SWAPPED)
-    publish_model(root, "colors", "m-2")
-    golden, other = root / "variants/m-1/onnx-fp32", root / "variants/m-2/onnx-fp32"
+    publish_model(root, "colors", "m-2", litert_fp32=None)  # nothing of it can stand in: the file is no LiteRT
+    golden, other = root / "variants/m-1/onnx-fp32", root / "variants/m-2/litert-fp32"
     staging = artifacts.stage(root, "j-test")
     (staging / "golden.npz").write_bytes((golden / "golden.npz").read_bytes())
     (staging / "model.onnx").write_bytes((other / "model.onnx").read_bytes())
@@ -171,3 +171,42 @@ def test_a_prediction_right_after_the_first_promotion_waits_for_it(root: Path) -
         assert loaded.resolve("colors", "production").version == 1
     finally:
         loaded.close()
+
+
+@pytest.fixture
+def damaged(root: Path) -> tuple[Path, bytes]:
+    """`colors`, whose production is version 2's onnx-int8, before that version 1's onnx-fp32; its file, which is
+    damaged, and the bytes that it had.
+    """
+    publish_model(root, "colors", "m-1")
+    publish_model(root, "colors", "m-2", onnx_fp32=SWAPPED, onnx_int8=SWAPPED)
+    artifacts.promote(root, "colors", "production", 1, "onnx-fp32", by="test")
+    artifacts.promote(root, "colors", "production", 2, "onnx-int8", by="test")
+    file = root / "variants/m-2/onnx-int8/model.onnx"
+    whole = file.read_bytes()
+    flip_a_byte(file)
+    return file, whole
+
+
+def test_after_a_restart_the_model_s_onnx_answers_for_a_damaged_variant_until_that_is_mended(
+        damaged: tuple[Path, bytes], client: FlaskClient) -> None:
+    ready = until(lambda: (r := client.get("/readyz")).status_code == 200 and r)
+    assert [(m["version"], m["variant"], m["instead_of"]) for m in ready.json["models"]] == [
+        (2, "onnx-fp32", "onnx-int8")]
+    assert "other bytes" in ready.json["refused"][0]["reason"]
+    assert ask(client) == (2, "blue")
+    file, whole = damaged
+    file.write_bytes(whole)
+    assert client.post("/v2/repository/models/colors/load").status_code == 200
+    until(lambda: client.get("/readyz").json["refused"] == [])
+    assert ask(client) == (2, "blue")
+    assert "instead_of" not in client.get("/readyz").json["models"][0]
+
+
+def test_after_a_restart_what_served_before_answers_where_nothing_of_the_model_can(
+        damaged: tuple[Path, bytes], root: Path, client: FlaskClient) -> None:
+    flip_a_byte(root / "variants/m-2/onnx-fp32/model.onnx")
+    until(lambda: client.get("/readyz").status_code == 200)
+    assert ask(client) == (1, "red")
+    assert client.get("/readyz").json["models"][0]["instead_of"] == "onnx-int8"
+    assert artifacts.aliases(root, "colors")["production"]["version"] == 2

@@ -12,6 +12,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException, shared_memory
 
 from shared import artifacts
+from shared.artifacts import manifest_digest
 
 from .conftest import BLUE, GREEN, LABELS, RED, SIZE, Server, png, publish_model, start_server, until
 
@@ -120,12 +121,15 @@ def test_images_come_as_pixels_of_any_datatype_or_encoded(client: triton.Inferen
     assert labels(client.infer("colors", [given(array, datatype, binary)])) == LABELS
 
 
-def test_an_alias_a_version_and_a_variant_are_reached(client: triton.InferenceServerClient) -> None:
+def test_an_alias_a_version_and_a_variant_are_reached(client: triton.InferenceServerClient,
+                                                      v2_server: Server) -> None:
     red = [given(pixels(RED))]
 
     def answer(model: str, version: str = "", **parameters: str) -> tuple[str, str, str, str]:
         result = client.infer(model, red, model_version=version, parameters=parameters)
         told = result.get_response()
+        place = f"variants/m-{told['model_version']}/{told['parameters']['variant']}"
+        assert told["parameters"]["model_digest"] == manifest_digest(v2_server.root, place)
         return told["model_name"], told["model_version"], told["parameters"]["variant"], labels(result)[0]
 
     assert answer("colors") == ("colors", "1", "onnx-fp32", "red")

@@ -22,7 +22,7 @@ log = logging.getLogger("lanner.loaded")
 RETRY_S, RETRY_MOST_S = 10.0, 600.0  # a refused Variant is tried again after these, doubling
 LOAD_S = 600.0  # that a call of `load` waits
 FIRST_LOAD_S = 5.0  # that a request waits for the first Variant of an alias
-STAND_IN = "onnx-fp32"  # answers for a TensorRT Variant of the same Model that can't be loaded
+STAND_IN = "onnx-fp32"  # answers for a Variant of the same Model that can't be loaded
 Place = tuple[str, str]  # Name, alias
 Rebuild = Callable[[str, str, str], str]  # (Name, model id, alias) -> the id of the job that builds engines anew
 
@@ -31,7 +31,8 @@ Rebuild = Callable[[str, str, str], str]  # (Name, model id, alias) -> the id of
 class Served:
     """An alias as it was read, or an explicit version, with the Variant in memory.
 
-    instead_of: the Variant that the alias names, where the Model's ONNX answers for it.
+    instead_of: the Variant that the alias names, where another one answers for it: the Model's ONNX, or what the alias
+    pointed at before.
     """
 
     version: int
@@ -266,38 +267,53 @@ class LoadedModels:
 
     def _follow(self, place: Place, record: dict[str, Any]) -> None:
         try:
-            self._swap(place, record, record["variant"])
+            self._swap(place, record, record["version"], record["model"], record["variant"])
         except Exception as e:  # the boundary: whatever is wrong with the new one, the old one goes on
             self._refuse(place, record, e)
+            self._stand_in(place, record)
             if record["variant"].startswith("tensorrt-"):
-                self._stand_in(place, record, e)
+                self._heal(place, record, e)
             return
         self._refused = {other: r for other, r in self._refused.items() if other != place}
         self._rebuilds = {other: r for other, r in self._rebuilds.items() if other != place}
 
-    def _swap(self, place: Place, record: dict[str, Any], variant: str) -> None:
-        """Load a Variant of the alias's Model and let it answer from now on."""
+    def _swap(self, place: Place, record: dict[str, Any], version: int, model: str, variant: str) -> None:
+        """Load a Variant and let it answer for the alias from now on."""
         with self._memory.loading:
             if place[0] in self._unloaded:
                 return
-            loaded = self._memory.get((record["model"], variant))
-            named = variant == record["variant"]
+            loaded = self._memory.get((model, variant))
+            named = (version, variant) == (record["version"], record["variant"])
             if named and loaded.digest != record["manifest_sha256"]:
                 raise Damaged(f"{record['variant']} of {record['model']} has manifest {loaded.digest}, "
                               f"the alias was given to {record['manifest_sha256']}")
-            served = Served(record["version"], loaded, record, "" if named else record["variant"])
+            served = Served(version, loaded, record, "" if named else record["variant"])
             self._aliases = {**self._aliases, place: served}
             self._memory.pin(self._pins())
-        log.info("%s@%s is version %s, %s on %s", *place, record["version"], loaded.variant, loaded.device)
+        log.info("%s@%s is version %s, %s on %s", *place, version, loaded.variant, loaded.device)
 
-    def _stand_in(self, place: Place, record: dict[str, Any], error: Exception) -> None:
-        """Let the ONNX Variant of the same Model answer, and have the engine built anew, once for each record."""
-        pointed = self._aliases.get(place)
-        if not (pointed and pointed.record == record):
+    def _stand_in(self, place: Place, record: dict[str, Any]) -> None:
+        """Let the ONNX Variant of the same Model answer, for an engine also where an older version does; where nothing
+        does, as after a restart, at last what the alias pointed at before.
+        """
+        pointed, others = self._aliases.get(place), []
+        if pointed is None or (pointed.record != record and record["variant"].startswith("tensorrt-")):
+            others.append((record["version"], record["model"], STAND_IN))
+        if pointed is None and (before := record.get("previous")):
+            model = artifacts.versions(self._root, place[0]).get(before["version"], "")
+            others.append((before["version"], model, before["variant"]))
+        for version, model, variant in others:
+            if (version, variant) == (record["version"], record["variant"]):
+                continue
             try:
-                self._swap(place, record, STAND_IN)
+                self._swap(place, record, version, model, variant)
+                return
             except Exception as e:  # the boundary: then what served before goes on
-                log.error("%s@%s: %s can't stand in for %s: %s", *place, STAND_IN, record["variant"], e)
+                log.error("%s@%s: %s of version %s can't stand in for %s: %s", *place, variant, version,
+                          record["variant"], e)
+
+    def _heal(self, place: Place, record: dict[str, Any], error: Exception) -> None:
+        """Have an engine built anew, once for each record."""
         asked = place in self._rebuilds and self._rebuilds[place][0] == record
         mendable = isinstance(error, (Unfit, Damaged)) and error.code not in ("no_tensorrt", "no_gpu")
         if self._rebuild is None or asked or not mendable:

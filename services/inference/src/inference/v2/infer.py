@@ -55,7 +55,8 @@ def ask(context: Api, timing: Timing, model: str, version: int | None, body: byt
     loaded = served.loaded
     if any(output.is_text and many(found, output.classes or found.shape[1]) for output in asked.outputs):
         yield WRITE
-    answer = respond(asked, model, served.version, {"variant": loaded.variant}, found, loaded.spec.labels,
+    told = {"variant": loaded.variant, "model_digest": loaded.digest}
+    answer = respond(asked, model, served.version, told, found, loaded.spec.labels,
                      context.regions.write)
     context.meters.encode.observe(timing.encoding_s())
     return answer
