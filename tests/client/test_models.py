@@ -98,3 +98,10 @@ def test_every_training_option_reaches_its_stage():
         "train": {"recipe": "small", "epochs": 3, "batch_size": 64, "learning_rate": 0.1, "early_stopping": 5,
                   "class_weights": "balanced"},
         "optimize": {"alias": "candidate", "budget": 2.0}}
+
+
+def test_the_log_is_printed_as_it_is(server, run, capsys):  # noqa: F811
+    server.answers["GET /v1/jobs/j-1/log"] = (200, b"[bold]ERROR[/bold] a\n")
+    run("log", "j-1", "--attempt", "2")
+    assert capsys.readouterr().out == "[bold]ERROR[/bold] a\n"
+    assert server.got[0][0] == "GET /v1/jobs/j-1/log?attempt=2"

@@ -288,3 +288,17 @@ def test_a_traceparent_is_kept_with_the_jobs_and_a_malformed_one_is_not(client: 
         job = client.post("/v1/jobs", json={"kind": "train", "dataset_id": "d-1"}, headers={"traceparent": header}).json
         ids = [*pipeline["jobs"].values(), job["id"]]
         assert {ledger.request(job_id).traceparent for job_id in ids} == {kept}
+
+
+def test_the_log_of_an_attempt_is_text(client: FlaskClient, ledger: Ledger) -> None:
+    job_id = client.post("/v1/jobs", json={"kind": "preprocess", "source": "cifar10"}).json["id"]
+    assert client.get(f"/v1/jobs/{job_id}/log").status_code == 404
+    for number in (1, 2):
+        ledger.begin(job_id, "w")
+        ledger.log_of(job_id, number).write_text(f"attempt {number}: é")
+    answer = client.get(f"/v1/jobs/{job_id}/log")
+    assert (answer.status_code, answer.mimetype, answer.text) == (200, "text/plain", "attempt 2: é")
+    assert client.get(f"/v1/jobs/{job_id}/log?attempt=1").text == "attempt 1: é"
+    for query, status, code in (("attempt=3", 404, "not_found"), ("attempt=../1", 422, "bad_request")):
+        told = client.get(f"/v1/jobs/{job_id}/log?{query}")
+        assert (told.status_code, told.json["error"]["code"]) == (status, code)

@@ -105,6 +105,11 @@ def test_a_job_that_raises_is_tried_again_and_fails_with_its_reason(stack, job):
     view = stack.ended(stack.accept(job("raises", 1)))
     assert (view["state"], len(view["attempts"])) == ("failed", 2)
     assert view["error"] == {"code": "internal", "message": "RuntimeError: planted"}
+    for number in (1, 2):
+        logged = stack.ledger.log_of(view["id"], number).read_text()
+        assert f"{view['id']} attempt {number} begins" in logged
+        assert "Traceback" in logged
+        assert logged.rstrip().endswith("RuntimeError: planted [internal]")
 
 
 def test_a_stage_is_delivered_at_the_first_look_after_its_parent(stack, job):

@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("job", "follow a job, or a pipeline, to its end"), ("cancel", "cancel a job, or a pipeline"),
                        ("retry", "try again a job that failed, and what failed with it")):
         commands.add_parser(name, help=text).add_argument("id", help="j-..." if name == "retry" else "j-... or p-...")
+    log = commands.add_parser("log", help="what a job's last attempt logged")
+    log.add_argument("id")
+    log.add_argument("--attempt", type=int, default=0, help="another attempt's")
     commands.add_parser("datasets", help="ids, sizes and classes")
     commands.add_parser("models", help="names, versions and aliases")
     commands.add_parser("card", help="the release card of a model").add_argument("model", help="a model id, or a name")
@@ -130,6 +133,8 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
             client.cancel_pipeline(args.id) if args.id.startswith("p-") else client.cancel(args.id)
             for job_id in jobs.values():
                 watch_until_cancelled(client, job_id, console)
+        case "log":
+            console.print(client.log(args.id, args.attempt), markup=False, highlight=False, soft_wrap=True, end="")
         case "datasets":
             console.print(tables.datasets(client.datasets()))
         case "models":

@@ -133,6 +133,11 @@ class Client:
     def cancel(self, job_id: str) -> Json:
         return self._call("POST", f"/v1/jobs/{job_id}/cancel", json={})
 
+    def log(self, job_id: str, attempt: int = 0) -> str:
+        """What an attempt at a job logged; its last one by default."""
+        path = f"/v1/jobs/{job_id}/log" + (f"?attempt={attempt}" if attempt else "")
+        return self._request("GET", path).text
+
     def cancel_pipeline(self, pipeline_id: str) -> Json:
         """Ask every job of a pipeline that has not ended to end."""
         return self._call("POST", f"/v1/pipelines/{pipeline_id}/cancel", json={})

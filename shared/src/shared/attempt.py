@@ -24,6 +24,7 @@ from rq.timeouts import JobTimeoutException
 from shared import disk, faults, gpu, tracing
 from shared.artifacts import open_artifact
 from shared.errors import Damaged, LannerError, NotFound, Refused, Unavailable
+from shared.joblog import logged
 from shared.jobs import TrainJob, TuneJob
 from shared.ledger import TERMINAL, WAITS, Ledger, Request
 from shared.queue import connect, nudge
@@ -133,15 +134,16 @@ def attempt(job_id: str, body: Callable[[Any, Attempt], Result]) -> Result:
             number = ledger.begin(job_id, delivery.worker_name or "", delivery.id)
         else:
             number = ledger.begin(job_id, f"pid-{os.getpid()}")
-        log.info("%s attempt %d begins", job_id, number)
-        began, ctx = time.time_ns(), Attempt(job_id, settings, ledger)
-        outcome = _run(ledger, job_id, body, ctx)
-        ended = time.time_ns()
-        _remove_generated()
-        if outcome.word != "succeeded":
-            _remove_staged(ctx.root, job_id)
-        log.log(logging.WARNING if outcome.code else logging.INFO, "%s %s%s", job_id, outcome.word,
-                f": {outcome.message} [{outcome.code}]" if outcome.code else "")
+        with logged(ledger.log_of(job_id, number)):
+            log.info("%s attempt %d begins", job_id, number)
+            began, ctx = time.time_ns(), Attempt(job_id, settings, ledger)
+            outcome = _run(ledger, job_id, body, ctx)
+            ended = time.time_ns()
+            _remove_generated()
+            if outcome.word != "succeeded":
+                _remove_staged(ctx.root, job_id)
+            log.log(logging.WARNING if outcome.code else logging.INFO, "%s %s%s", job_id, outcome.word,
+                    f": {outcome.message} [{outcome.code}]" if outcome.code else "")
         try:
             ledger.finish_attempt(job_id, number, outcome.word, outcome.message)
             if outcome.word in TERMINAL:

@@ -2,6 +2,7 @@
 
 jobs/<id>/request.json    written whole before the job is enqueued
 jobs/<id>/attempt-<n>.json  one per attempt: worker, host, times, outcome (none if the process died)
+jobs/<id>/attempt-<n>.log   what it logged, its first MiB
 jobs/<id>/cancel          somebody asked to cancel it
 jobs/<id>/end.json        written once, before the terminal state is shown; terminal states never change
 jobs/<id>/run.lock        held (flock) by the process that runs it
@@ -139,6 +140,10 @@ class Ledger:
     def finish_attempt(self, job_id: str, number: int, outcome: str, message: str = "") -> None:
         path = self.folder / job_id / f"attempt-{number}.json"
         write_json(path, {**read_json(path), "ended_at": now(), "outcome": outcome, "message": message})
+
+    def log_of(self, job_id: str, number: int) -> Path:
+        """Where an attempt logs."""
+        return self.folder / job_id / f"attempt-{number}.log"
 
     def spent(self, job_id: str) -> int:
         """See `spent_of`."""

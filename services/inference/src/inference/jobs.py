@@ -9,7 +9,7 @@ from flask import Blueprint, Response, jsonify, request
 from inference.body import read_json
 from inference.context import api
 from inference.submit import submit_job
-from shared.errors import Conflict, Refused
+from shared.errors import Conflict, NotFound, Refused
 from shared.jobs import KINDS
 from shared.ledger import TERMINAL, Ledger, Request
 from shared.queue import nudge
@@ -41,6 +41,21 @@ def index() -> Response:
 @bp.get("/v1/jobs/<job_id>")
 def get(job_id: str) -> Response:
     return jsonify(api().ledger.view(job_id))
+
+
+@bp.get("/v1/jobs/<job_id>/log")
+def log_of(job_id: str) -> Response:
+    """What an attempt logged, its last one unless `attempt` says which."""
+    ledger = api().ledger
+    ledger.request(job_id)
+    text, attempts = request.args.get("attempt", ""), ledger.attempts(job_id)
+    if text and not (text.isascii() and text.isdigit() and len(text) <= 6):
+        raise Refused(f"attempt is {text!r}, expected a number", "bad_request")
+    number = int(text) if text else len(attempts)
+    path = ledger.log_of(job_id, number)
+    if not path.is_file():
+        raise NotFound(f"attempt {number} of job {job_id} has no log: it has {len(attempts)} attempts")
+    return Response(path.read_bytes(), mimetype="text/plain")
 
 
 @bp.post("/v1/jobs/<job_id>/cancel")

@@ -10,7 +10,8 @@ bp = Blueprint("openapi", __name__)
 
 QUERY = {
     ("get", "/v1/jobs"): ("state", "kind", "limit"), ("get", "/v1/pipelines"): ("limit",),
-    ("get", "/v1/jobs/{job_id}/events"): ("format", "after"), ("put", "/v1/uploads/{upload_id}"): ("filename",),
+    ("get", "/v1/jobs/{job_id}/events"): ("format", "after"), ("get", "/v1/jobs/{job_id}/log"): ("attempt",),
+    ("put", "/v1/uploads/{upload_id}"): ("filename",),
     ("post", "/v1/models/{name}/predict"): ("alias", "version", "variant", "top_k"),
 }
 KEY = ("Idempotency-Key",)
@@ -64,6 +65,7 @@ ROUTES = (
     ("get", "/v1/jobs", "The latest jobs", 200, JSON, ()),
     ("get", "/v1/jobs/{job_id}", "A job: state, progress, attempts, result", 200, JSON, ()),
     ("get", "/v1/jobs/{job_id}/events", "What happened to a job, live", 200, "text/event-stream", ()),
+    ("get", "/v1/jobs/{job_id}/log", "What an attempt at it logged, the last one by default", 200, "text/plain", ()),
     ("post", "/v1/jobs/{job_id}/cancel", "Ask a job to end", 202, JSON, ()),
     ("post", "/v1/jobs/{job_id}/retry", "Try again what failed, and what failed with it", 202, JSON, ()),
     ("post", "/v1/pipelines/{pipeline_id}/cancel", "Ask its jobs to end", 202, JSON, ()),

@@ -95,6 +95,7 @@ function jobItem(job) {
   return el("li", {}, el("div", {className: "row"}, el("b", {textContent: job.kind}), el("span", {textContent: job.job.name}),
     el("span", {textContent: job.state, className: job.state === "failed" ? "bad" : "soft"}),
     el("small", {textContent: says, className: job.error ? "bad" : ""}), ...table(job),
+    ...(job.attempts.length ? [el("a", {href: `/v1/jobs/${job.id}/log`, textContent: "log"})] : []),
     ...(over ? [el("small", {textContent: job.id}), ...(job.state === "succeeded" ? [] : [again])] : [cancel])), bar);
 }
 
