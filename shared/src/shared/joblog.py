@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -13,8 +13,11 @@ class _Capped(logging.FileHandler):
     """A file that takes no more once it is long, and none where the disk is full."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.stream is None or self.stream.tell() < MOST:
-            super().emit(record)
+        try:
+            if self.stream is None or self.stream.tell() < MOST:
+                super().emit(record)
+        except OSError:
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
         """The worker's own log has it."""
@@ -31,4 +34,5 @@ def logged(path: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # on a full disk
+            handler.close()
