@@ -105,3 +105,17 @@ def test_the_log_is_printed_as_it_is(server, run, capsys):  # noqa: F811
     run("log", "j-1", "--attempt", "2")
     assert capsys.readouterr().out == "[bold]ERROR[/bold] a\n"
     assert server.got[0][0] == "GET /v1/jobs/j-1/log?attempt=2"
+
+
+def test_status_says_what_keeps_jobs_from_running(server, run, capsys):  # noqa: F811
+    idle = {"queued": 0, "oldest_s": None, "workers": []}
+    busy = {"queued": 2, "oldest_s": 75.2, "workers": [{"name": "w", "host": "h", "heard_s": 1.0, "job": "j-7"}]}
+    server.answers["*"] = (200, {"redis": True, "keeper": True, "queues": {"training": busy, "optimization": idle},
+                                 "disk": {"free": 5_000_000_000, "total": 9_000_000_000},
+                                 "trouble": ["no optimization worker is there"]})
+    run("status")
+    told = capsys.readouterr().out
+    assert "j-7" in told
+    assert "1:15" in told
+    assert "5.0 of 9.0 GB of the volume are free" in told
+    assert told.endswith("no optimization worker is there\n")

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--recipes", nargs="+", default=[], metavar="RECIPE", help="small and seed-cnn when left out")
     tune.add_argument("--epochs", type=int, default=0, help="of a whole trial; 0: as the recipe says")
     tune.add_argument("--seed", type=int, default=0)
+    commands.add_parser("status", help="who works, what waits, how full the volume is")
     commands.add_parser("jobs", help="the latest jobs")
     for name, text in (("job", "follow a job, or a pipeline, to its end"), ("cancel", "cancel a job, or a pipeline"),
                        ("retry", "try again a job that failed, and what failed with it")):
@@ -124,6 +125,8 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "retry":
             made = client.retry(args.id)
             _watched(client, made["jobs"], console)
+        case "status":
+            console.print(tables.status(client.system()))
         case "jobs":
             console.print(tables.jobs(client.jobs()))
         case "job":

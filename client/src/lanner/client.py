@@ -122,6 +122,10 @@ class Client:
             fresh.unlink(missing_ok=True)
         return size
 
+    def system(self) -> Json:
+        """Who works, what waits, how full the volume is: {redis, keeper, queues, disk, trouble}."""
+        return self._call("GET", "/v1/system")
+
     def jobs(self) -> list[Json]:
         """The latest jobs, newest first."""
         return list(self._call("GET", "/v1/jobs")["jobs"])

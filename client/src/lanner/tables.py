@@ -7,7 +7,19 @@ from rich.console import Group
 from rich.table import Table
 
 from lanner.client import Json
-from lanner.progress import describe
+from lanner.progress import describe, eta
+
+
+def status(body: Json) -> Group:
+    """A row per queue, the volume's free bytes, and what keeps jobs from running."""
+    table = Table("queue", "workers", "running", "queued", "oldest", box=None)
+    for service, queue in body["queues"].items():
+        workers, oldest = queue["workers"], queue["oldest_s"]
+        running = [worker["job"] for worker in workers or () if worker["job"]]
+        table.add_row(service, "?" if workers is None else str(len(workers)), " ".join(running), str(queue["queued"]),
+                      "" if oldest is None else f"{eta(oldest)}")
+    free, total = (body["disk"][name] / 1e9 for name in ("free", "total"))
+    return Group(table, f"{free:,.1f} of {total:,.1f} GB of the volume are free", *body["trouble"])
 
 
 def jobs(rows: Sequence[Json]) -> Table:

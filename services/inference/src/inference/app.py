@@ -23,6 +23,7 @@ from inference import (
     pipelines,
     predict,
     retry,
+    system,
     uploads,
 )
 from inference.body import Intake
@@ -67,7 +68,7 @@ def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
     # Before the watcher begins: on CPython 3.11 two threads in ast.parse at once may fail (gh-106905). Werkzeug
     # makes its routes with it, and numpy reads the header of a golden batch with it.
     for part in (bundle, catalogue, deletion, events, examples, health, jobs, openapi, page, pipelines, predict,
-                 retry, uploads, v2):
+                 retry, system, uploads, v2):
         app.register_blueprint(part.bp)
     app.before_request(_refuse_other_sites)
     app.after_request(_safe_headers)
@@ -75,7 +76,7 @@ def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
     meters = Meters()
     redis = impatient(settings)
     ledger = Ledger(settings.artifacts, redis)
-    meters.host.register(Jobs(ledger))
+    meters.host.register(Jobs(ledger, settings))
     rebuild = partial(queue_rebuild, ledger) if settings.device == "gpu" else None
     loaded = LoadedModels(settings.artifacts, meters, threads(settings), settings.refresh_s, rebuild, settings.device,
                           settings.loaded_mib << 20, settings.http_processes)

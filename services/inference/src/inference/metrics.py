@@ -10,10 +10,13 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from redis import RedisError
 
+from shared.at_work import has_keeper, workers_of
+from shared.disk import free
 from shared.errors import LannerError
 from shared.jobs import KINDS
 from shared.ledger import TERMINAL, Ledger
 from shared.queue import queue_of
+from shared.settings import Settings
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -143,10 +146,12 @@ class Meters:
 
 
 class Jobs(Collector):
-    """Job counts by state from the ledger, queue lengths from Redis; read at the scrape."""
+    """Job counts by state from the ledger, queue lengths, workers and keeper from Redis, and the volume's free bytes;
+    read at the scrape.
+    """
 
-    def __init__(self, ledger: Ledger):
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, settings: Settings):
+        self._ledger, self._settings = ledger, settings
         self._over: dict[str, str] = {}  # terminal states never change, so each is read once
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -160,14 +165,22 @@ class Jobs(Collector):
         for state, count in counts.items():
             jobs.add_metric([state], count)
         yield jobs
+        yield GaugeMetricFamily("lanner_disk_free_bytes", "that may still be written to the volume",
+                                float(free(self._settings.artifacts)))
         queues = GaugeMetricFamily("lanner_queue_length", "deliveries waiting for a worker", labels=["queue"])
+        workers = GaugeMetricFamily("lanner_workers", "that were heard of lately", labels=["queue"])
         try:
             for service in sorted({cls.SERVICE for cls in KINDS.values()}):
                 length = self._ledger.redis.llen(queue_of(service, self._ledger.redis).key)
                 queues.add_metric([service], float(length))
+                at_work = workers_of(self._ledger.redis, service, self._settings.worker_ttl_s)
+                workers.add_metric([service], float(len(at_work)))
+            keeper = float(has_keeper(self._ledger.redis))
         except RedisError:
             return
         yield queues
+        yield workers
+        yield GaugeMetricFamily("lanner_keeper", "1 where a keeper is at work", keeper)
 
     def _state(self, job_id: str) -> str:
         try:

@@ -54,6 +54,7 @@ ROUTES = (
     ("get", "/livez", "Whether the process answers", 200, JSON, ()),
     ("get", "/readyz", "Which models answer; 503 while there is none", 200, JSON, ()),
     ("get", "/metrics", "Measurements for Prometheus", 200, "text/plain", ()),
+    ("get", "/v1/system", "Who works, what waits, and how full the volume is", 200, JSON, ()),
     ("get", "/v1/uploads", "Every upload", 200, JSON, ()),
     ("put", "/v1/uploads/{upload_id}", "Send a zip or tar of images", 201, JSON, ("application/octet-stream",)),
     ("get", "/v1/uploads/{upload_id}", "Size and SHA-256 of an upload", 200, JSON, ()),

@@ -208,8 +208,8 @@ function showDatasets(datasets) {  // only when they have changed: their images 
 
 async function refresh() {
   try {
-    const [{jobs}, {models}, {datasets}, ready] = await Promise.all([call("/v1/jobs?limit=12"), call("/v1/models"),
-      call("/v1/datasets"), fetch("/readyz").then(r => r.json())]);
+    const [{jobs}, {models}, {datasets}, {trouble}, ready] = await Promise.all([call("/v1/jobs?limit=12"), call("/v1/models"),
+      call("/v1/datasets"), call("/v1/system"), fetch("/readyz").then(r => r.json())]);
     showDatasets(datasets);
     if (!$("jobs").contains(document.activeElement))  // a button that somebody is about to press stays
       $("jobs").replaceChildren(...(jobs.length ? jobs.map(jobItem) : [el("li", {className: "soft", textContent: "none yet"})]));
@@ -220,7 +220,7 @@ async function refresh() {
     if (names.join() !== [...$("model").options].map(o => o.value).join())
       $("model").replaceChildren(...names.map(name => el("option", {textContent: name, value: name})));
     $("ready").textContent = [ready.ready ? `serving ${new Set(ready.models.map(model => model.name)).size}` : "no model yet",
-      ...(ready.refused.length ? [`${ready.refused.length} refused`] : []), ...(ready.redis ? [] : ["the queue does not answer"])].join(", ");
+      ...(ready.refused.length ? [`${ready.refused.length} refused`] : []), ...trouble].join(", ");
   } catch {
     $("ready").textContent = "the API does not answer";
   }
