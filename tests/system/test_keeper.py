@@ -148,6 +148,19 @@ def test_cancel_ends_a_queued_a_waiting_and_a_running_job(stack, job):
     stack.until(lambda: not list((stack.root / "work").iterdir()), what="work swept")
 
 
+def test_a_job_that_hangs_is_killed_and_told_so(stack, job):
+    stack.keeper(STALL_S="2", MAX_ATTEMPTS="2")
+    stack.worker(MAX_ATTEMPTS="2")
+    slow, hung = stack.accept(job(steps=70)), stack.accept(job("deaf", 1))  # the first takes longer, and tells
+    view = stack.ended(hung, 60)
+    assert (view["state"], view["error"]["code"], len(view["attempts"])) == ("failed", "poison", 2)
+    assert "gave up after 2 attempts; the last: showed no progress for 2 s" in view["error"]["message"]
+    assert [event["because"] for _, event in stack.ledger.events(hung) if event["what"] == "killed"] == [
+        "showed no progress for 2 s"] * 2
+    assert stack.ledger.view(slow)["state"] == "succeeded"
+    assert len(stack.ledger.attempts(slow)) == 1
+
+
 def test_a_job_that_ignores_cancel_is_killed(stack, job, monkeypatch):
     from shared import keeper
 

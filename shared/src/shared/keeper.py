@@ -46,6 +46,7 @@ class Keeper:
         self.over: set[str] = set()
         self.odd: set[str] = set()  # jobs that could not be looked at
         self.short: set[str] = set()  # jobs that wait for disk space
+        self.heard: dict[str, tuple[str, float]] = {}  # running jobs: when they told something, and when that was seen
         self.since: dict[tuple[str, str], float] = {}  # (job, what looks wrong) -> since when
 
     def step(self) -> None:
@@ -80,8 +81,11 @@ class Keeper:
         attempts = ledger.attempts(job)  # before the lock is asked for: one seen here that does not hold it is over
         if ledger.is_running(job):
             if ledger.cancel_asked(job) and self._lasts(job, "cancel", CANCEL_GRACE_S):
-                self._kill(request)
+                self._kill(request, f"did not stop within {CANCEL_GRACE_S:g} s of being cancelled")
+            elif self._stalls(job, ledger.read_live(job)):
+                self._kill(request, f"showed no progress for {self.settings.stall_s:g} s")
             return
+        self.heard.pop(job, None)
         if ledger.ended(job):  # asked after the lock: a job ends before it lets go of it
             self.over.add(job)
             shutil.rmtree(self.settings.artifacts / "work" / job, ignore_errors=True)
@@ -167,9 +171,23 @@ class Keeper:
         now = time.monotonic()
         return now - self.since.setdefault((job, what), now) >= seconds
 
-    def _kill(self, request: Request) -> None:
+    def _stalls(self, job: str, live: dict[str, str]) -> bool:
+        """Whether a running job has told nothing for as long as it may, by this keeper's clock."""
+        at, now = live.get("at", ""), time.monotonic()
+        known, since = self.heard.setdefault(job, (at, now))
+        if known != at:
+            self.heard[job] = (at, now)
+            return False
+        if not self.settings.stall_s or now - since < self.settings.stall_s:
+            return False
+        del self.heard[job]  # a kill that did not reach it is tried again after as long
+        return True
+
+    def _kill(self, request: Request, why: str) -> None:
         delivery = self.ledger.attempts(request.id)[-1]["delivery"]  # the one that runs; a later one may be queued
-        log.warning("%s did not stop within %g s of being cancelled: its process is killed", request.id, CANCEL_GRACE_S)
+        log.warning("%s %s: its process is killed", request.id, why)
+        self.ledger.live(request.id, lost=why)
+        self.ledger.event(request.id, "killed", because=why)
         try:
             send_stop_job_command(self.redis, delivery, serializer=JSONSerializer)
         except (NoSuchJobError, InvalidJobOperation) as e:

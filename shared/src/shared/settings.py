@@ -26,11 +26,13 @@ class Settings:
     upload_limit_mib: int = 51200
     request_limit_mib: int = 64
     http_processes: int = 1
+    allowed_hosts: str = ""
     queue_ms: int = 0
     loaded_mib: int = 0
     system_shared_memory: str = "off"
     max_attempts: int = 3
     silence_s: float = 20.0
+    stall_s: float = 7200.0
     import_ahead: str = "on"
     tensorrt_refit: str = "off"
     refresh_s: float = 1.0
@@ -63,11 +65,13 @@ DESCRIPTIONS = {
     "request_limit_mib": "largest body of a prediction request",
     "http_processes": "processes that answer, each with the models in its memory, and in that of its GPU; 0 for as "
                       "many as what is promoted was fitted to when the API starts",
+    "allowed_hosts": "names with a dot by which the API may be asked for, separated by commas; * for any",
     "queue_ms": "milliseconds that a prediction may wait for its turn before it is turned away, 0 for 10 s",
     "loaded_mib": "files of variants in memory, beyond which those asked for least recently go; 0 for the last four",
     "system_shared_memory": "on or off: whether clients of this host may hand over tensors in its shared memory",
     "max_attempts": "attempts of a job that died or failed for a passing reason",
     "silence_s": "seconds a delivered job may show no running process before it is delivered again",
+    "stall_s": "seconds a running job may show no progress before it is killed and tried again, 0 for any",
     "import_ahead": "on or off: whether a process with TensorFlow imported, 0.65 GB, waits for a worker's next job",
     "tensorrt_refit": "on or off: whether a network trained again takes its last engine with new weights: 0.2 s, not "
                       "15; 15 % fewer images/s",
@@ -95,6 +99,7 @@ WORDS = {"device": ("gpu", "cpu"), "mixed_precision": ("auto", "off"), "system_s
 MANY = 2**31
 RANGES = {"port": (1, 65535), "upload_limit_mib": (1, MANY), "request_limit_mib": (1, MANY), "http_processes": (0, 256),
           "queue_ms": (0, MANY), "loaded_mib": (0, MANY), "max_attempts": (1, 1000), "silence_s": (0.1, MANY),
+          "stall_s": (0, MANY),
           "refresh_s": (0.001, 3600), "worker_ttl_s": (1, MANY), "heartbeat_s": (1, MANY), "maintenance_s": (1, MANY),
           "cpu_threads": (0, 4096), "gpus_per_training": (1, MANY), "gpu_memory_mib": (0, MANY),
           "serving_p99_ms": (0, MANY), "shadow_share": (0, 1)}

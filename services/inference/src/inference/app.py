@@ -32,6 +32,7 @@ from inference.context import Api, api
 from inference.fast import FastPath
 from inference.front import Front, behind
 from inference.healing import queue_rebuild
+from inference.hosts import is_known
 from inference.latency import tell
 from inference.loaded import LoadedModels
 from inference.metrics import Jobs, Meters
@@ -45,6 +46,7 @@ from inference.v2.gpu_metrics import GpuMetrics
 from inference.v2.shared_memory import Regions
 from inference.v2.statistics import ModelMetrics
 from shared import gpu, tracing
+from shared.errors import Refused
 from shared.ledger import Ledger
 from shared.settings import Settings, load, threads
 
@@ -71,6 +73,7 @@ def create_app(settings: Settings, peers: Peers | None = None) -> Flask:
                  retry, system, uploads, v2):
         app.register_blueprint(part.bp)
     app.before_request(_refuse_other_sites)
+    app.before_request(_refuse_odd_queries)
     app.after_request(_safe_headers)
     app.after_request(_count)
     meters = Meters()
@@ -117,12 +120,27 @@ def _refuse_other_sites() -> Response | None:
 
     Browsers say where a page is from by Sec-Fetch-Site; over plain HTTP to another host by Origin alone.
     """
+    if not is_known(request.host, api().settings.allowed_hosts):
+        return errors.answer(403, "unknown_host", f"the API is not known as {request.host[:200]}: ask for it by an "
+                                                  "address, or list the name in ALLOWED_HOSTS")
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     foreign = site not in ("same-origin", "none") if site else origin and urlsplit(origin).netloc != request.host
     if foreign and request.method not in ("GET", "HEAD", "OPTIONS"):
         return errors.answer(403, "cross_site", "requests from pages of other sites are refused; a proxy before this "
                                                 "API must hand on the Host that it was asked for")
     return None
+
+
+def _refuse_odd_queries() -> None:
+    """A parameter that nobody reads is a mistake that would go unseen. `predict` looks at its own."""
+    rule = request.url_rule
+    if rule is None or not rule.rule.startswith("/v1/") or rule.rule == predict.RULE:
+        return
+    known = openapi.QUERY.get((request.method.lower(), openapi.path_of(rule.rule)), ())
+    if odd := [name for name in request.args if name not in known]:
+        expected = f"expected {', '.join(known)}" if known else "it takes none"
+        raise Refused(f"{request.method} {request.path} has no query parameter {odd[0][:100]!r}: {expected}",
+                      "bad_request")
 
 
 def _safe_headers(response: Response) -> Response:

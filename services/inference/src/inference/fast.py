@@ -18,6 +18,7 @@ from inference import errors, predict
 from inference.body import read_declared
 from inference.codec import FEW, FORM, images_of, is_of_images, is_one_image
 from inference.context import Api
+from inference.hosts import is_known
 from inference.reply import STATUS, Headers
 from inference.scores import LIGHT, PRODUCTION, model_called
 from inference.steps import WRITE, Steps, finish
@@ -104,6 +105,8 @@ class FastPath:
 
     def route(self, environ: Mapping[str, Any]) -> Route | None:
         """What answers a request without Flask; None where Flask must."""
+        if not is_known(environ.get("HTTP_HOST", ""), self.api.settings.allowed_hosts):
+            return None
         path, size, trace = environ["PATH_INFO"], self._size(environ), environ.get("HTTP_TRACEPARENT", "")
         if size and (found := PREDICT.fullmatch(path)):
             told, asked = environ.get("CONTENT_TYPE", ""), _asked(environ.get("QUERY_STRING", ""))

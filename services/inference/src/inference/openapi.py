@@ -1,5 +1,6 @@
 """GET /openapi.json: the routes for tools. A test holds the table to the app's own routes."""
 
+import re
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
@@ -95,6 +96,11 @@ ROUTES = (
     ("get", "/v1/cards/{model_id}", "The release card, as JSON or HTML", 200, JSON, ()),
     *V2,
 )
+
+
+def path_of(rule: str) -> str:
+    """A route of Flask as OpenAPI writes it."""
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
 
 
 def describe() -> dict[str, Any]:
