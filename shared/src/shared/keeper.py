@@ -3,7 +3,7 @@
 It looks at the open records about once a second, starts a stage when its parent has succeeded, delivers again what RQ
 no longer knows or whose process is gone, ends what was cancelled or keeps dying, and sweeps what nobody needs. Whether
 a job runs is told by its run lock, which the kernel frees with the process: so a killed worker's job is back within
-seconds, long before RQ misses its heartbeat. What the API was asked to delete it deletes: the API may not write there.
+seconds, long before RQ misses its heartbeat. What the API was asked to delete it deletes: the API may not write there. Once a day it hashes what was published anew.
 Several keepers may be up: a lease in Redis lets one work.
 """
 
@@ -27,6 +27,7 @@ from shared import disk
 from shared.deletions import carry_out
 from shared.ledger import WAITS, Ledger, Request, spent_of, waits_of
 from shared.queue import NUDGE, SafeJob, connect, deliver, delivery_id, queue_of
+from shared.scrub import Scrub
 from shared.settings import Settings, load
 
 log = logging.getLogger("lanner.keeper")
@@ -224,7 +225,7 @@ def main() -> None:
         signal.signal(number, lambda n, _: stop.append(n))
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     keeper = Keeper(settings, Ledger(settings.artifacts, connect(settings, timeout_s=5)))
-    token, swept = uuid.uuid4().hex, 0.0
+    token, swept, scrub = uuid.uuid4().hex, 0.0, Scrub(settings.artifacts, settings.scrub_s)
     log.info("keeping %s", settings.artifacts)
     while not stop:
         try:
@@ -233,6 +234,7 @@ def main() -> None:
                 carry_out(settings.artifacts)
                 if time.monotonic() - swept > 60:
                     keeper.sweep()
+                    scrub.begin_if_due()
                     swept = time.monotonic()
             _sleep(keeper.redis)
         except RedisError as e:

@@ -33,6 +33,7 @@ class Settings:
     max_attempts: int = 3
     silence_s: float = 20.0
     stall_s: float = 7200.0
+    scrub_s: float = 86400.0
     import_ahead: str = "on"
     tensorrt_refit: str = "off"
     refresh_s: float = 1.0
@@ -72,6 +73,7 @@ DESCRIPTIONS = {
     "max_attempts": "attempts of a job that died or failed for a passing reason",
     "silence_s": "seconds a delivered job may show no running process before it is delivered again",
     "stall_s": "seconds a running job may show no progress before it is killed and tried again, 0 for any",
+    "scrub_s": "seconds between two checks of every published file against its hash, 0 for none",
     "import_ahead": "on or off: whether a process with TensorFlow imported, 0.65 GB, waits for a worker's next job",
     "tensorrt_refit": "on or off: whether a network trained again takes its last engine with new weights: 0.2 s, not "
                       "15; 15 % fewer images/s",
@@ -99,7 +101,7 @@ WORDS = {"device": ("gpu", "cpu"), "mixed_precision": ("auto", "off"), "system_s
 MANY = 2**31
 RANGES = {"port": (1, 65535), "upload_limit_mib": (1, MANY), "request_limit_mib": (1, MANY), "http_processes": (0, 256),
           "queue_ms": (0, MANY), "loaded_mib": (0, MANY), "max_attempts": (1, 1000), "silence_s": (0.1, MANY),
-          "stall_s": (0, MANY),
+          "stall_s": (0, MANY), "scrub_s": (0, MANY),
           "refresh_s": (0.001, 3600), "worker_ttl_s": (1, MANY), "heartbeat_s": (1, MANY), "maintenance_s": (1, MANY),
           "cpu_threads": (0, 4096), "gpus_per_training": (1, MANY), "gpu_memory_mib": (0, MANY),
           "serving_p99_ms": (0, MANY), "shadow_share": (0, 1)}

@@ -16,6 +16,7 @@ from shared.errors import LannerError
 from shared.jobs import KINDS
 from shared.ledger import TERMINAL, Ledger
 from shared.queue import queue_of
+from shared.scrub import report_of
 from shared.settings import Settings
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -167,6 +168,8 @@ class Jobs(Collector):
         yield jobs
         yield GaugeMetricFamily("lanner_disk_free_bytes", "that may still be written to the volume",
                                 float(free(self._settings.artifacts)))
+        damaged = len((report_of(self._settings.artifacts) or {}).get("damaged", []))
+        yield GaugeMetricFamily("lanner_damaged_artifacts", "that the last check of every file found", float(damaged))
         queues = GaugeMetricFamily("lanner_queue_length", "deliveries waiting for a worker", labels=["queue"])
         workers = GaugeMetricFamily("lanner_workers", "that were heard of lately", labels=["queue"])
         try:

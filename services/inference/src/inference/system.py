@@ -12,6 +12,7 @@ from inference.jobs import recent
 from shared.at_work import has_keeper, workers_of
 from shared.disk import free
 from shared.jobs import KINDS
+from shared.scrub import report_of
 
 bp = Blueprint("system", __name__)
 SERVICES = sorted({cls.SERVICE for cls in KINDS.values()})
@@ -23,10 +24,11 @@ def get() -> Response:
 
 
 def system(context: Api) -> dict[str, Any]:
-    """{redis, keeper, queues: {service: {queued, oldest_s, workers}}, disk: {free, total}, trouble}.
+    """{redis, keeper, queues: {service: {queued, oldest_s, workers}}, disk: {free, total}, scrub, trouble}.
 
     trouble: a sentence on each thing that keeps jobs from running. Where Redis does not answer nothing is known of
-    keeper and workers: they are None. oldest_s: seconds since the job was accepted that waits longest.
+    keeper and workers: they are None. oldest_s: seconds since the job was accepted that waits longest. scrub: what the
+    last check of every file found.
     """
     settings, queues, trouble = context.settings, _queued(context), []
     redis, keeper = True, None
@@ -44,8 +46,11 @@ def system(context: Api) -> dict[str, Any]:
     room = free(settings.artifacts)
     if not room:
         trouble.append("the volume is full")
+    scrub = report_of(settings.artifacts)
+    trouble += [f"{found['target']} is damaged: {found['reason']}" for found in (scrub or {}).get("damaged", [])]
     disk = {"free": room, "total": shutil.disk_usage(settings.artifacts).total}
-    return {"redis": redis, "keeper": keeper, "queues": queues, "disk": disk, "trouble": trouble}
+    return {"redis": redis, "keeper": keeper, "queues": queues, "disk": disk, "scrub": scrub,
+            "trouble": trouble}
 
 
 def _queued(context: Api) -> dict[str, dict[str, Any]]:

@@ -34,12 +34,13 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
     Raises:
         Refused: an unknown recipe or augmentation, a value that can't work on this Dataset, no GPU under DEVICE=gpu, or
             a training that diverged.
+        LannerError: too little memory; the next attempt takes half the batch.
         Stopped, Cancelled: asked to, with a checkpoint in ctx.work.
     """
     began = time.monotonic()
     # Imported here, under the run lock, unless a process has waited with it: TensorFlow takes seconds, on a cold disk
     # more than the keeper waits for an attempt to begin; and a worker that has touched it can't fork.
-    from training import auto, device, fitting, publishing, selection
+    from training import auto, device, fitting, publishing, selection, shrinking
     from training.speedrun.fitting import Speedrun
 
     dataset, replicas = _opened(job, ctx)
@@ -59,13 +60,15 @@ def train(job: TrainJob, ctx: Attempt) -> dict[str, Any]:
         whole = dataset
         dataset = selection.select(whole, job, ctx, replicas, lambda recipe, of_proxy: fitting.begin(
             whole, recipe, job.seed, of_proxy))
+    recipe = shrinking.shrunk(recipe, ctx.work)
     training: publishing.Trained
-    match recipe.network:
-        case "speedrun":
-            training = Speedrun(dataset, recipe, job.seed, ctx)
-        case _:
-            training = ordinary(recipe)
-    training.fit()
+    with shrinking.halving(recipe, ctx.work, replicas):
+        match recipe.network:
+            case "speedrun":
+                training = Speedrun(dataset, recipe, job.seed, ctx)
+            case _:
+                training = ordinary(recipe)
+        training.fit()
     summary: dict[str, Any] = publishing.publish_model(training, job, ctx, name)["summary"]
     return summary
 
