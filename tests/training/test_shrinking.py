@@ -37,7 +37,7 @@ def test_the_next_attempt_takes_half_the_batch_and_says_so(tmp_path: Path, write
     recipe = open_artifact(tmp_path, "models/m-1")["recipe"]
     assert (recipe["batch_size"], recipe["chosen"]) == (
         8, ["batch 8: 32 images at once need more memory than there was"])
-    assert recipe["learning_rate"] == pytest.approx(resolve(job, 240).learning_rate / 2)  # Adam: the root of a quarter
+    assert recipe["learning_rate"] == pytest.approx(resolve(job, 240).learning_rate / 4)  # SGD: as the batch
 
 
 def test_a_batch_that_can_not_be_made_smaller_is_refused(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 It looks at the open records about once a second, starts a stage when its parent has succeeded, delivers again what RQ
 no longer knows or whose process is gone, ends what was cancelled or keeps dying, and sweeps what nobody needs. Whether
 a job runs is told by its run lock, which the kernel frees with the process: so a killed worker's job is back within
-seconds, long before RQ misses its heartbeat. What the API was asked to delete it deletes: the API may not write there. Once a day it hashes what was published anew.
-Several keepers may be up: a lease in Redis lets one work.
+seconds, long before RQ misses its heartbeat. It deletes what the API was asked to delete, since that may not write
+there, and once a day it hashes what was published. Several keepers may be up: a lease in Redis lets one work.
 """
 
 import json
