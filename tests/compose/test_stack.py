@@ -126,6 +126,13 @@ def test_a_folder_under_imports_becomes_a_dataset(stack, images):
     stack.succeeded(accepted)
 
 
+def test_weights_reach_the_volume_by_docker_compose_cp(stack, tmp_path):
+    (tmp_path / "weights.h5").write_bytes(b"weights")
+    stack("cp", str(tmp_path / "weights.h5"), "training:/artifacts/weights/")
+    for service in ("training", "inference"):
+        assert stack.python(service, "print(open('/artifacts/weights/weights.h5').read())") == "weights"
+
+
 def test_what_was_published_can_be_deleted(stack, source):
     accepted = stack.submit(source, "passing", epochs=1)
     stack.succeeded(accepted)

@@ -105,6 +105,8 @@ def test_a_job_that_raises_is_tried_again_and_fails_with_its_reason(stack, job):
     view = stack.ended(stack.accept(job("raises", 1)))
     assert (view["state"], len(view["attempts"])) == ("failed", 2)
     assert view["error"] == {"code": "internal", "message": "RuntimeError: planted"}
+    said = [event["because"] for _, event in stack.ledger.events(view["id"]) if "because" in event]
+    assert said[-1] == "attempt 1 ended as error"
     for number in (1, 2):
         logged = stack.ledger.log_of(view["id"], number).read_text()
         assert f"{view['id']} attempt {number} begins" in logged

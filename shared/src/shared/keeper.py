@@ -146,7 +146,7 @@ class Keeper:
         if self._lasts(job, what, wait) and self._has_room(job):
             rq_id = deliver(ledger, request)
             log.info("delivered %s (%s)", rq_id, what)
-            ledger.event(job, "queued", delivery=rq_id, because=what)
+            ledger.event(job, "queued", delivery=rq_id, because=_because(number, last))
 
     def _has_room(self, job: str) -> bool:
         """Whether there is disk space to begin it; if not it is said where people look."""
@@ -215,6 +215,16 @@ class Keeper:
             return False
         self.redis.pexpire(LEASE, LEASE_MS)
         return True
+
+
+def _because(number: int, last: dict[str, Any]) -> str:
+    """Why a job is delivered after `number` deliveries, of which `last` was the last attempt."""
+    if not number:
+        return "accepted"
+    if not last:
+        return "its delivery was lost"
+    outcome = last.get("outcome")
+    return f"attempt {last['number']} ended as {outcome}" if outcome else f"the process of attempt {last['number']} died"
 
 
 def main() -> None:
