@@ -192,6 +192,7 @@ BAD = [
     ("/v1/jobs", {"kind": "deploy"}, 422, "bad_job"),
     ("/v1/jobs", {"kind": "predict"}, 422, "bad_name"),
     ("/v1/jobs", {"kind": "predict", "name": "nobody", "source": "dataset:d-1"}, 404, "not_found"),
+    ("/v1/jobs", {"kind": "predict", "name": "nobody", "source": "import:../x"}, 404, "not_found"),
     ("/v1/jobs", {"kind": ["train"]}, 422, "bad_job"),
     ("/v1/jobs", {}, 422, "bad_job"),
     ("/v1/jobs", {"kind": "train"}, 422, "bad_name"),

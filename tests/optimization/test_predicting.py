@@ -1,5 +1,6 @@
 """PredictJob from end to end: every image answered, in order, once; parts survive; the choice stands."""
 
+import dataclasses
 import shutil
 import zipfile
 from io import BytesIO
@@ -166,6 +167,33 @@ def test_an_archive_of_no_image_at_all_is_a_table_of_errors(root, begin):
     job = PredictJob("r-6", "sides", "upload:u-2")
     assert predict(job, begin(root, job, "j-6"))["failed"] == 1
     assert [row["predicted"] for row in rows_of(root, "r-6")] == [None]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_folder_or_archive_of_the_host_is_read_where_it_lies(root, begin, tmp_path, packed):
+    images = Dataset(root, "d-1").images("test")[:3]
+    for i, image in enumerate(images):
+        (tmp_path / "imports/new/inner").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"imports/new/inner/{i}.png")
+    (tmp_path / "imports/new/broken.png").write_bytes(b"no image")
+    name = "new"
+    if packed:
+        name = shutil.make_archive(str(tmp_path / "imports/packed"), "zip", tmp_path / "imports/new").rpartition("/")[2]
+    job = PredictJob("r-9", "sides", f"import:{name}")
+    ctx = begin(root, job)
+    ctx.settings = dataclasses.replace(ctx.settings, imports=tmp_path / "imports")
+    summary = predict(job, ctx)
+    rows = rows_of(root, "r-9")
+    assert [row["id"] for row in rows] == ["broken.png", "inner/0.png", "inner/1.png", "inner/2.png"]
+    assert (summary["images"], summary["failed"], rows[0]["predicted"]) == (4, 1, None)
+    session, _ = open_session(root, "m-1", "onnx-fp32")
+    np.testing.assert_allclose([row["probabilities"] for row in rows[1:]], run_in_chunks(session, images), atol=1e-6)
+    for missing in ("none", "../artifacts"):
+        job = PredictJob("r-8", "sides", f"import:{missing}")
+        ctx = begin(root, job, f"j-{len(missing)}")
+        ctx.settings = dataclasses.replace(ctx.settings, imports=tmp_path / "imports")
+        with pytest.raises(Refused, match="does not exist|is not valid"):
+            predict(job, ctx)
 
 
 @pytest.mark.parametrize(("members", "as_zip", "says"), [

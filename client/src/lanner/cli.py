@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--top-k", type=int, default=0, metavar="K", help="labels of each image; 0: the server's five")
     batch = commands.add_parser("batch", help="label every image of a folder, archive or dataset, into a Parquet file")
     batch.add_argument("name")
-    batch.add_argument("source", help="a folder, zip or tar, or upload:ID, dataset:ID, dataset:ID/test")
+    batch.add_argument("source", help="a folder, zip or tar, or upload:ID, import:NAME, dataset:ID, dataset:ID/test")
     batch.add_argument("--out", type=Path, default=Path("predictions.parquet"))
     _add_place(batch)
     batch.add_argument("--embedding", action="store_true", help="with what the network's last layer sees")
@@ -167,7 +167,7 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "batch":
             source = args.source
             _check_writable(args.out)  # known before hours of work, not after them
-            if not source.startswith(("upload:", "dataset:")):
+            if not source.startswith(pipeline.WORDS):
                 source = pipeline.send(client, Path(source), console)
             job = client.submit_predict(args.name, source, alias=args.alias, version=args.version,
                                         variant=args.variant, embedding=args.embedding)

@@ -22,7 +22,7 @@ from typing import IO, Any
 from shared.artifacts import read_json
 from shared.attempt import Attempt
 from shared.errors import NotFound, Refused
-from shared.tree import BAD_ARCHIVE, DEFLATED, MAX_MEMBERS, STORED, Member, Tree, safe_path
+from shared.tree import BAD_ARCHIVE, DEFLATED, MAX_MEMBERS, STORED, UNREADABLE, Member, Tree, safe_path
 
 # Images hardly shrink: the densest honest dataset, blank PNGs, packs about 1:30. A bomb needs thousands to hurt.
 RATIO = 100
@@ -52,6 +52,28 @@ def uploaded(root: Path, upload: str) -> Path:
         raise Refused(f"upload {upload} has {found} bytes, expected {size}: send it again under another id",
                       UNAVAILABLE)
     return path
+
+
+def imported(imports: Path, name: str) -> Path:
+    """The folder or archive of that path below the imports folder.
+
+    Raises:
+        Refused: (bad_name) it names no place inside it; (source_unavailable) it is not there, or can't be read.
+    """
+    parts = name.split("/")
+    if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name:
+        raise Refused(f"import {name!r} is not valid: expected a folder's or archive's path below the imports folder",
+                      "bad_name")
+    root = os.path.realpath(imports)
+    path = os.path.realpath(os.path.join(root, name))
+    if not path.startswith(root + os.sep):
+        raise Refused(f"import {name!r} leads out of the imports folder: copy the data into it", "bad_name")
+    if not os.path.exists(path):
+        raise Refused(f"import {name!r} does not exist: put the folder or archive into the imports folder, {root} for "
+                      "the worker", UNAVAILABLE)
+    if not os.access(path, os.R_OK):
+        raise Refused(UNREADABLE.format(path, os.getuid()), UNAVAILABLE)
+    return Path(path)
 
 
 @contextmanager

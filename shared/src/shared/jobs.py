@@ -106,8 +106,8 @@ class OptimizeJob:
 class PredictJob:
     """A Variant's answers for every image of a source -> Predictions.
 
-    `source` is `upload:<id>`, `dataset:<id>` or `dataset:<id>/<split>`. The Variant is the one that `alias` of the Name
-    points at when the job begins, or that of `version`, or `variant` by its own name.
+    `source` is `upload:<id>`, `import:<name>`, `dataset:<id>` or `dataset:<id>/<split>`. The Variant is the one that
+    `alias` of the Name points at when the job begins, or that of `version`, or `variant` by its own name.
     """
 
     SERVICE: ClassVar[str] = "optimization"  # it has every runtime, and the GPU alone while it works
@@ -263,10 +263,12 @@ def _check(job: Job) -> None:
                 raise Refused(f"variant is {job.variant!r}: expected one of {', '.join(VARIANTS)}", "bad_job")
             word, _, rest = job.source.partition(":")
             dataset, slash, split = rest.partition("/")
-            if word not in ("upload", "dataset") or not rest or (slash and (word == "upload" or split not in SPLITS)):
-                raise Refused(f"source {job.source!r} is unknown: expected upload:<id>, dataset:<id>, or "
-                              f"dataset:<id>/<split> with one of {', '.join(SPLITS)}", "bad_job")
-            check_id(dataset, f"{word} id")
+            if not rest or word not in ("upload", "import", "dataset") or (
+                    slash and (word == "upload" or (word == "dataset" and split not in SPLITS))):
+                raise Refused(f"source {job.source!r} is unknown: expected upload:<id>, import:<name>, dataset:<id>, "
+                              f"or dataset:<id>/<split> with one of {', '.join(SPLITS)}", "bad_job")
+            if word != "import":
+                check_id(dataset, f"{word} id")
 
 
 def payload(job: Job) -> dict[str, Any]:

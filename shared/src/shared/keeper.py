@@ -224,7 +224,8 @@ def _because(number: int, last: dict[str, Any]) -> str:
     if not last:
         return "its delivery was lost"
     outcome = last.get("outcome")
-    return f"attempt {last['number']} ended as {outcome}" if outcome else f"the process of attempt {last['number']} died"
+    attempt = f"attempt {last['number']}"
+    return f"{attempt} ended as {outcome}" if outcome else f"the process of {attempt} died"
 
 
 def main() -> None:

@@ -148,6 +148,8 @@ def _check_predict(root: Path, fields: dict[str, Any]) -> None:
     word, _, rest = str(fields.get("source", "")).partition(":")
     if word == "upload":
         find_upload(root, rest)
+    elif word == "import":
+        _check_import(rest)
     elif word == "dataset":
         open_artifact(root, f"datasets/{check_id(rest.partition('/')[0], 'dataset id')}", hashes=False)
 
@@ -201,10 +203,15 @@ def _name_and_source(root: Path, body: dict[str, Any]) -> tuple[str, str]:
     if word == "upload":
         upload = find_upload(root, rest)
         rest = upload["filename"] or rest
-    if word == "import" and rest and any(part in ("", ".", "..") for part in rest.split("/")):
-        raise Refused(f"import {rest!r} is not valid: expected a folder's or archive's path below the imports folder",
-                      "bad_name")
+    if word == "import":
+        _check_import(rest)
     return check_id(_slug(rest or word) if name is None else name, "name"), source
+
+
+def _check_import(name: str) -> None:
+    if name and any(part in ("", ".", "..") for part in name.split("/")):
+        raise Refused(f"import {name!r} is not valid: expected a folder's or archive's path below the imports folder",
+                      "bad_name")
 
 
 def _slug(text: str) -> str:

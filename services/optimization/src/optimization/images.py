@@ -1,4 +1,4 @@
-"""Where a PredictJob's images come from: a Dataset, whose pixels stand ready, or an archive, which is decoded."""
+"""Where a PredictJob's images come from: a Dataset, whose pixels stand ready, or an archive or folder to be decoded."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
-from shared.archives import open_archive, uploaded
+from shared.archives import imported, open_archive, uploaded
 from shared.attempt import Attempt
 from shared.datasets import Dataset
 from shared.errors import Refused
 from shared.images import decode
 from shared.jobs import SPLITS
 from shared.settings import threads
-from shared.tree import Member, Tree, is_clutter, read
+from shared.tree import Member, Tree, is_clutter, read, scan
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def open_source(source: str, size: int, ctx: Attempt) -> Iterator[Source]:
 
     Raises:
         NotFound: it does not exist.
-        Refused: it has no images, or those of a Dataset have another size than the model's; an upload is missing or no
-            archive.
+        Refused: it has no images, or those of a Dataset have another size than the model's; an upload or import is
+            missing, or no archive.
     """
     word, _, rest = source.partition(":")
     match word:
@@ -54,6 +54,13 @@ def open_source(source: str, size: int, ctx: Attempt) -> Iterator[Source]:
             yield DatasetSource(Dataset(ctx.root, dataset), [split] if split else list(SPLITS), size)
         case "upload":
             with open_archive(uploaded(ctx.root, rest), ctx) as tree:
+                yield ArchiveSource(tree, size, threads(ctx.settings))
+        case "import":
+            path = imported(ctx.settings.imports, rest)
+            if path.is_dir():
+                yield ArchiveSource(scan(str(path), str(ctx.settings.imports)), size, threads(ctx.settings))
+                return
+            with open_archive(path, ctx) as tree:
                 yield ArchiveSource(tree, size, threads(ctx.settings))
         case other:
             raise ValueError(f"source {other!r} is unknown")
@@ -88,14 +95,14 @@ class DatasetSource:
 
 
 class ArchiveSource:
-    """Every file of an archive in order of path, which is an image's id. One that is no image has an error."""
+    """Every file of an archive or folder in order of path, its image's id. One that is no image has an error."""
 
     def __init__(self, tree: Tree, size: int, threads: int):
         self._tree, self._size, self._threads = tree, size, threads
         self._members = [m for m in tree.members if not is_clutter(m.path)]
         self.count = len(self._members)
         if not self.count:
-            raise Refused("the archive holds no files: expected images, in folders or not", "no_images")
+            raise Refused("the source holds no files: expected images, in folders or not", "no_images")
 
     def part(self, start: int, end: int) -> Part:
         members = self._members[start:end]
@@ -110,5 +117,5 @@ class ArchiveSource:
         """Pixels, or why there are none."""
         try:
             return decode(read(self._tree.kind, self._tree.folder, self._tree.fd, member), self._size)
-        except Refused as e:
+        except (Refused, OSError) as e:  # of a folder a file may have gone, or not be this user's to read
             return str(e)

@@ -1,14 +1,12 @@
 """Where a job's raw images are: the official CIFAR-10, an upload, or the imports folder."""
 
-import os
 from pathlib import Path
 
-from preprocessing.download import UNAVAILABLE, download
-from shared.archives import uploaded
+from preprocessing.download import download
+from shared.archives import imported, uploaded
 from shared.attempt import Attempt
 from shared.errors import Refused
 from shared.jobs import check_id
-from shared.tree import UNREADABLE
 
 # The official page, https://www.cs.toronto.edu/~kriz/cifar.html, gives its MD5, c32a1d4ab5d03f1284b67883e8d87530. The
 # SHA-256 of the file with that MD5 is pinned alike by gomlx/gomlx (examples/cifar/cifar.go) and by
@@ -31,23 +29,6 @@ def locate(source: str, ctx: Attempt) -> Path:
         case "upload":
             return uploaded(ctx.root, check_id(rest, "upload id"))
         case "import":
-            return _import(ctx.settings.imports, rest)
+            return imported(ctx.settings.imports, rest)
         case _:
             raise Refused(f"source {source!r} is unknown: expected cifar10, upload:<id> or import:<name>", "bad_job")
-
-
-def _import(imports: Path, name: str) -> Path:
-    parts = name.split("/")
-    if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name:
-        raise Refused(f"import {name!r} is not valid: expected a folder's or archive's path below the imports folder",
-                      "bad_name")
-    root = os.path.realpath(imports)
-    path = os.path.realpath(os.path.join(root, name))
-    if not path.startswith(root + os.sep):
-        raise Refused(f"import {name!r} leads out of the imports folder: copy the data into it", "bad_name")
-    if not os.path.exists(path):
-        raise Refused(f"import {name!r} does not exist: put the folder or archive into the imports folder, {root} for "
-                      "the worker", UNAVAILABLE)
-    if not os.access(path, os.R_OK):
-        raise Refused(UNREADABLE.format(path, os.getuid()), UNAVAILABLE)
-    return Path(path)
