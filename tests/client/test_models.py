@@ -119,3 +119,26 @@ def test_status_says_what_keeps_jobs_from_running(server, run, capsys):  # noqa:
     assert "1:15" in told
     assert "5.0 of 9.0 GB of the volume are free" in told
     assert told.endswith("no optimization worker is there\n")
+
+
+def test_prune_lists_and_deletes_what_nothing_needs(server, run, capsys):  # noqa: F811
+    made_of = [{"job": {"source": source}} for source in ("upload:u-1", "cifar10")]
+    server.answers["GET /v1/jobs"] = (200, {"jobs": made_of})
+    server.answers["GET /v1/uploads"] = (200, {"uploads": [{"id": "u-1"}, {"id": "u-2"}]})
+    pointed = {"production": {"version": 3, "previous": {"version": 2}}, "candidate": {"version": 5, "previous": None}}
+    versions = dict.fromkeys(("1", "2", "3", "4", "5"), "m")
+    server.answers["GET /v1/models"] = (200, {"models": [{"name": "flowers", "versions": versions, "aliases": pointed},
+                                                         {"name": "new", "versions": {"1": "m"}, "aliases": {}}]})
+    run("prune")
+    assert capsys.readouterr().out.splitlines() == [
+        "uploads/u-1", "models/flowers/versions/1", "models/flowers/versions/4", "3 to delete: lanner prune --yes"]
+    assert server.got[0][0] == "GET /v1/jobs?state=succeeded&kind=preprocess&limit=500"
+    assert not any(asked.startswith("DELETE") for asked, *_ in server.got)
+    server.answers["*"] = (204, b"")
+    server.answers["DELETE /v1/models/flowers/versions/4"] = (409, {"error": {"code": "in_use", "message": "job j-9"}})
+    run("prune", "--yes")
+    assert [asked for asked, *_ in server.got if asked.startswith("DELETE")] == [
+        "DELETE /v1/uploads/u-1", "DELETE /v1/models/flowers/versions/1", "DELETE /v1/models/flowers/versions/4"]
+    told = capsys.readouterr().out
+    assert "models/flowers/versions/4 stays: job j-9" in told
+    assert told.endswith("2 deleted\n")

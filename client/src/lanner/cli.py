@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lanner import pipeline, tables
+from lanner import pipeline, prune, tables
 from lanner.client import Client, Json
 from lanner.errors import LannerError
 from lanner.progress import plain_console, upload_bar, watch
@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     delete = commands.add_parser("delete", help="delete what nothing stands on any more")
     delete.add_argument("path", help="datasets/ID, models/NAME/versions/N, models/NAME/aliases/ALIAS, predictions/ID "
                                      "or uploads/ID")
+    prune_ = commands.add_parser("prune", help="uploads that datasets were made of, versions that no alias names")
+    prune_.add_argument("--yes", action="store_true", help="delete them; without it they are listed")
     download = commands.add_parser("download", help="take a variant away, with what runs it elsewhere")
     download.add_argument("name")
     _add_place(download)
@@ -153,6 +155,13 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
         case "delete":
             client.delete(args.path)
             console.print(f"{args.path} is deleted")
+        case "prune":
+            found = prune.unneeded(client)
+            kept = prune.prune(client, found) if args.yes else {}
+            for path in found:
+                console.print(f"{path} stays: {kept[path]}" if path in kept else path, soft_wrap=True)
+            told = f"{len(found) - len(kept)} deleted" if args.yes else f"{len(found)} to delete: lanner prune --yes"
+            console.print(told)
         case "shadow":
             console.print(tables.shadow(client.shadow(args.name)), soft_wrap=True)
         case "predict":

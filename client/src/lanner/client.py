@@ -126,9 +126,14 @@ class Client:
         """Who works, what waits, how full the volume is: {redis, keeper, queues, disk, trouble}."""
         return self._call("GET", "/v1/system")
 
-    def jobs(self) -> list[Json]:
-        """The latest jobs, newest first."""
-        return list(self._call("GET", "/v1/jobs")["jobs"])
+    def jobs(self, *, state: str = "", kind: str = "", limit: int = 0) -> list[Json]:
+        """The latest jobs, newest first: 50, unless `limit` says more; of a state or a kind alone."""
+        asked = {key: value for key, value in (("state", state), ("kind", kind), ("limit", limit)) if value}
+        return list(self._call("GET", "/v1/jobs", params=asked)["jobs"])
+
+    def uploads(self) -> list[Json]:
+        """Every upload: id, size, sha256, filename, created_at."""
+        return list(self._call("GET", "/v1/uploads")["uploads"])
 
     def job(self, job_id: str) -> Json:
         """State, progress, attempts, result or error of a job."""
