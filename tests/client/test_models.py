@@ -98,6 +98,8 @@ def test_every_training_option_reaches_its_stage():
         "train": {"recipe": "small", "epochs": 3, "batch_size": 64, "learning_rate": 0.1, "early_stopping": 5,
                   "class_weights": "balanced"},
         "optimize": {"alias": "candidate", "budget": 2.0}}
+    assert training_options(_parser().parse_args(["train", "x", "--loss", "0"]))["optimize"] == {"budget": 0.0}
+    assert training_options(_parser().parse_args(["train", "x"])) == {"preprocess": {}, "train": {}, "optimize": {}}
 
 
 def test_the_log_is_printed_as_it_is(server, run, capsys):  # noqa: F811

@@ -47,6 +47,16 @@ def test_a_variant_runs_where_lanner_is_not(unpacked: Path, root: Path) -> None:
     assert "import shared" not in (unpacked / "predict.py").read_text()
 
 
+def test_what_is_deleted_while_it_is_sent_is_sent_whole(serving: FlaskClient, root: Path) -> None:
+    answer = serving.get("/v1/models/colors/versions/1/variants/onnx-fp32.zip", buffered=False)
+    (root / "variants/m-1").rename(root / "gone")
+    data = answer.data
+    assert len(data) == int(answer.headers["Content-Length"])
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.testzip() is None
+        assert len(archive.namelist()) == 6
+
+
 def test_it_checks_itself(unpacked: Path) -> None:
     told = run(unpacked, "--check")
     assert (told.returncode, told.stdout) == (0, "16 images, off by 0 at most\n")

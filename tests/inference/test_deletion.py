@@ -1,17 +1,19 @@
 """DELETE: what nothing stands on goes whole, what something stands on stays whole."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from redis import Redis
 
 from shared import artifacts, deletions, removal
 from shared.errors import Conflict, NotFound
 from shared.jobs import OptimizeJob, PredictJob, TrainJob
 from shared.ledger import Ledger
+from shared.queue import LEASE
 
 from .conftest import RED, png, publish_model, publish_variant, until
 
@@ -32,9 +34,10 @@ def published(serving: FlaskClient, root: Path) -> FlaskClient:
 
 
 @pytest.fixture(autouse=True)
-def keeper(root: Path) -> Iterator[threading.Event]:
-    """What carries out the orders, until it is set."""
+def keeper(root: Path, redis: Redis) -> Iterator[Callable[[], None]]:
+    """Something carries out the orders. Returns what ends it."""
     stop = threading.Event()
+    redis.set(LEASE, "test")
 
     def keep() -> None:
         while not stop.wait(0.01):
@@ -42,9 +45,13 @@ def keeper(root: Path) -> Iterator[threading.Event]:
 
     thread = threading.Thread(target=keep)
     thread.start()
-    yield stop
-    stop.set()
-    thread.join()
+
+    def end() -> None:
+        stop.set()
+        thread.join()
+
+    yield end
+    end()
 
 
 def code_of(answer: Any) -> tuple[int, str]:
@@ -152,11 +159,15 @@ def test_deleting_an_alias_is_a_move_which_a_job_accepted_before_it_respects(pub
         artifacts.promote(root, "colors", "candidate", 2, "onnx-fp32", by="j-1", seq=seen)
 
 
+@pytest.mark.parametrize("without_lease", [False, True])
 @pytest.mark.parametrize("path", ["/v1/models/colors/versions/2", "/v1/datasets/d-2", "/v1/predictions/r-1"])
 def test_without_a_keeper_nothing_is_deleted_and_it_is_told(published: FlaskClient, root: Path, path: str, keeper: Any,
+                                                            redis: Redis, without_lease: bool,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deletions, "WAIT_S", 0.1)
-    keeper.set()
+    keeper()
+    if without_lease:
+        redis.delete(LEASE)
     before = sorted(str(p) for p in root.rglob("*") if p.name not in ("jobs", ".deletions", ".lock"))
     told = published.delete(path)
     assert code_of(told) == (503, "keeper_absent")
@@ -206,3 +217,22 @@ def test_an_alias_does_not_move_to_what_is_deleted_meanwhile(published: FlaskCli
     with pytest.raises(NotFound, match="version 2 of colors was deleted just now"):
         artifacts.promote(root, "colors", "candidate", 2, "onnx-int8", by="test")
     assert list(artifacts.aliases(root, "colors")) == ["production"]
+
+
+def test_a_model_that_is_published_while_its_dataset_is_deleted_is_seen(published: FlaskClient, root: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    open_job(root, OptimizeJob("m-7", "late"), "j-7")
+    check, looks = removal._check_jobs, []
+
+    def ends(*args: Any) -> None:
+        check(*args)
+        if not looks:  # the training ends right after the first look
+            staging = artifacts.stage(root, "j-test")
+            manifest = {"name": "late", "parents": {"dataset": "d-2"}, "summary": {}}
+            artifacts.publish(root, staging, "models/m-7", manifest)
+        looks.append(args)
+
+    monkeypatch.setattr(removal, "_check_jobs", ends)
+    told = published.delete("/v1/datasets/d-2")
+    assert (code_of(told), "job j-7 still stands on" in told.json["error"]["message"]) == ((409, "in_use"), True)
+    assert (root / "datasets/d-2").is_dir()

@@ -104,3 +104,32 @@ def test_cancelling_a_pipeline_asks_each_of_its_jobs(client: FlaskClient, ledger
     over = client.post(f"/v1/pipelines/{pipeline['pipeline']}/cancel")
     assert (over.status_code, over.json["error"]["code"]) == (409, "already_ended")
     assert client.post("/v1/pipelines/p-none/cancel").status_code == 404
+
+
+def test_children_that_nobody_has_ended_yet_or_that_were_cancelled_are_tried_again_too(client: FlaskClient,
+                                                                                     ledger: Ledger) -> None:
+    pipeline = client.post("/v1/pipelines", json={"source": "cifar10"}).json
+    ledger.end(pipeline["jobs"]["preprocess"], "cancelled", code="cancelled")
+    ledger.end(pipeline["jobs"]["train"], "cancelled", code="cancelled")
+    again = client.post(f"/v1/jobs/{pipeline['jobs']['preprocess']}/retry").json["jobs"]
+    assert set(again) == {"preprocess", "train", "optimize"}
+    assert not set(again.values()) & set(pipeline["jobs"].values())
+    assert [ledger.request(again[kind]).parent for kind in ("train", "optimize")] == [
+        again["preprocess"], again["train"]]
+
+
+def test_what_succeeded_later_is_not_tried_again(client: FlaskClient, failed: dict[str, Any], ledger: Ledger) -> None:
+    again = client.post(f"/v1/jobs/{failed['jobs']['train']}/retry").json
+    ledger.end(again["id"], "succeeded")
+    told = client.post(f"/v1/jobs/{failed['jobs']['train']}/retry")
+    assert (told.status_code, told.json["error"]["code"]) == (409, "already_ended")
+    assert again["id"] in told.json["error"]["message"]
+
+
+def test_two_requests_at_once_mean_one_job(client: FlaskClient, failed: dict[str, Any], ledger: Ledger,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    before = list(ledger.requests())
+    monkeypatch.setattr("inference.retry.recent", lambda ledger: before)  # neither sees what the other has accepted
+    ids = [client.post(f"/v1/jobs/{failed['jobs']['train']}/retry").json["jobs"] for _ in range(2)]
+    assert ids[0] == ids[1]
+    assert len(list(ledger.requests())) == len(before) + 2

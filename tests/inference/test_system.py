@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from shared import disk
-from shared.keeper import LEASE
+from shared.queue import LEASE
 
 from .conftest import until
 

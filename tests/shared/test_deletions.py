@@ -7,6 +7,7 @@ import pytest
 
 from shared import deletions
 from shared.artifacts import write_json
+from shared.deletions import _written
 from shared.errors import Unavailable
 
 
@@ -26,11 +27,11 @@ def orders(root: Path) -> list[str]:
 
 def test_what_a_keeper_had_begun_when_it_died_is_finished(root: Path, there: list[str],
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    write_json(root / "jobs/.deletions/0a.json", ["never/was", *there])
+    write_json(root / "jobs/.deletions/0a.begun", ["never/was", *there])
     rename, done = deletions.os.rename, []
 
     def dies(old: Path, new: Path) -> None:
-        if len(done) == 3:  # the order, what never was, the first target
+        if len(done) == 2:  # what never was, the first target
             raise KeyboardInterrupt
         done.append(old)
         rename(old, new)
@@ -48,11 +49,14 @@ def test_what_a_keeper_had_begun_when_it_died_is_finished(root: Path, there: lis
 def test_an_order_that_fails_is_kept_and_keeps_no_other_waiting(root: Path, there: list[str],
                                                                 caplog: pytest.LogCaptureFixture) -> None:
     (root / "jobs/.deletions").mkdir(parents=True)
-    (root / "jobs/.deletions/0a.json").write_text("no JSON")
-    write_json(root / "jobs/.deletions/0b.json", there)
-    deletions.carry_out(root)
+    (root / "jobs/.deletions/0a.begun").write_text("no JSON")
+    write_json(root / "jobs/.deletions/0b.begun", there)
+    told: set[str] = set()
+    for _ in range(3):
+        deletions.carry_out(root, told)
     assert orders(root) == [".begun"]
-    assert "0a.json can't be carried out yet" in caplog.text
+    assert caplog.text.count("0a.begun can't be carried out yet") == 1
+    assert list((root / ".staging").iterdir()) == []
     assert not any((root / target).exists() for target in there)
 
 
@@ -73,4 +77,17 @@ def test_who_gave_it_waits_for_its_end_and_is_told_while_it_does_not_come(root: 
     stop.set()
     thread.join()
     deletions.carry_out(root)
+    assert not any((root / target).exists() for target in there)
+
+
+def test_what_nobody_waits_for_any_more_is_not_carried_out(root: Path, there: list[str]) -> None:
+    order = root / "jobs/.deletions/0a.json"
+    with _written(order, there):
+        pass  # who gave it died: its lock is free
+    assert order.exists()
+    deletions.carry_out(root)
+    assert not order.exists()
+    assert all((root / target).exists() for target in there)
+    with _written(order, there):
+        deletions.carry_out(root)
     assert not any((root / target).exists() for target in there)

@@ -104,14 +104,21 @@ def many_scans(data: bytes, more: int) -> bytes:
     return data[:-2] + data[last:-2] * more + data[-2:]
 
 
-@pytest.mark.parametrize("odd", [False, True])
-def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(odd: bool) -> None:
+def mpf() -> bytes:
+    """The segment by which Pillow takes a JPEG for one of several pictures, an MPO."""
+    both = encode(Image.new("L", (40, 40)), "MPO", save_all=True, append_images=[Image.new("L", (40, 40))])
+    at = both.index(b"MPF\0") - 4
+    return both[at:at + 2 + int.from_bytes(both[at + 2:at + 4], "big")]
+
+
+@pytest.mark.parametrize("odd", [b"", b"\0", mpf(), b"\0" + mpf(), b"\xff", b"\xff\x01"],
+                         ids=["plain", "stray", "MPO", "stray MPO", "fill", "TEM"])
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(odd: bytes) -> None:
     data = encode(Image.new("L", (2000, 2000), 90), "JPEG", progressive=True)
     assert decode(many_scans(data, 20), 32).mean() == pytest.approx(90, abs=2)
     hostile = many_scans(data, 5000)
-    if odd:  # a stray byte between segments, which decoders forgive
-        second = 4 + int.from_bytes(hostile[4:6], "big")
-        hostile = hostile[:second] + b"\0" + hostile[second:]
+    second = 4 + int.from_bytes(hostile[4:6], "big")
+    hostile = hostile[:second] + odd + hostile[second:]
     began = time.process_time()
     with pytest.raises(Refused, match=r"the JPEG has 50\d\d scans: expected at most 100"):
         decode(hostile, 32)

@@ -117,3 +117,15 @@ def test_a_job_that_ends_while_it_is_looked_at_is_shown_whole(root, redis, readi
     view = ledger.view("j-1")
     assert (view["state"] == "succeeded") == (view["result"] == {"a": 1}) == (view["ended_at"] is not None)
     assert ledger.view("j-1")["result"] == {"a": 1}
+
+
+def test_a_child_of_a_record_that_can_not_be_read_waits(ledger, root, redis):
+    ledger.accept("j-1", JOB)
+    ledger.accept("j-2", PreprocessJob(dataset_id="d-2", name="cats"), parent="j-1")
+    path = root / "jobs/j-1/request.json"
+    path.write_text(path.read_text().replace('"preprocess"', '"distil"'))
+    redis.flushall()
+    other = Ledger(root, redis)
+    assert other.state("j-2") == "waiting"
+    assert other.view("j-2")["state"] == "waiting"
+    assert [request.id for request in other.requests()] == ["j-2"]

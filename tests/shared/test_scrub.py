@@ -75,3 +75,32 @@ def test_one_begins_when_it_is_due_and_not_before(root: Path, published: list[st
     again = report_of(root)
     assert again is not None
     assert again["at"] > first["at"]
+
+
+def test_a_bad_sector_is_damage_and_all_else_is_still_looked_at(root: Path, published: list[str],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    check = scrub._check
+
+    def bad(root: Path, target: str, rest: float) -> int:
+        if target == "datasets/d-1":
+            raise OSError(5, "Input/output error")
+        return check(root, target, rest)
+
+    monkeypatch.setattr(scrub, "_check", bad)
+    found = scrub.scrub(root, rest=0)
+    assert (found["artifacts"], [d["target"] for d in found["damaged"]]) == (5, ["datasets/d-1"])
+    assert "Input/output error" in found["damaged"][0]["reason"]
+
+
+def test_what_was_damaged_and_is_gone_or_published_anew_is_told_no_more(root: Path, published: list[str]) -> None:
+    for target in ("datasets/d-1", "models/m-1"):
+        flip_a_byte(root / target / "data")
+    assert len(scrub.scrub(root, rest=0)["damaged"]) == 2
+    os.rename(root / "datasets/d-1", root / "gone")
+    os.rename(root / "models/m-1", root / "gone-too")
+    staging = stage(root, "j-test")
+    (staging / "data").write_bytes(b"other")
+    publish(root, staging, "models/m-1", {"summary": {}})
+    told = report_of(root)
+    assert told is not None
+    assert told["damaged"] == []

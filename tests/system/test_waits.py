@@ -1,6 +1,8 @@
 """Jobs that a full disk or a GPU out of sight keeps from running wait, and no attempt is counted against them."""
 
+import errno
 import os
+import tempfile
 
 import pytest
 
@@ -28,8 +30,9 @@ def test_a_job_waits_for_disk_space_and_then_succeeds(stack, job, guard):
     stack.worker()
     job_id = stack.accept(job("writes", 1))
     stack.until(lambda: guard.step() or outcomes(stack, job_id)[:4] == ["disk_full"] * 4)
+    stack.until(lambda: (stack.ledger.view(job_id)["progress"] or {}).get("stage") == "waiting for disk space")
     view = stack.ledger.view(job_id)
-    assert (view["state"], view["progress"]["stage"]) == ("queued", "waiting for disk space")
+    assert view["state"] == "queued"
     assert "No space left on device" in view["attempts"][0]["message"]
     assert stack.ledger.spent(job_id) == 0
     assert list((stack.root / ".staging").iterdir()) == []
@@ -84,3 +87,15 @@ def test_a_worker_that_sees_no_gpu_any_more_ends_and_its_job_waits_for_the_next(
     stack.until(lambda: guard.step() or all(stack.ledger.ended(job_id) for job_id in (first, second)))
     assert outcomes(stack, first) == ["gpu_missing", "succeeded"]
     assert outcomes(stack, second) == ["succeeded"]
+
+
+def test_a_full_folder_for_temporary_files_is_not_the_volume(tmp_path, monkeypatch):
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert disk.is_full(error, tmp_path)
+    assert disk.is_full(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "models/x")), tmp_path)
+    assert not disk.is_full(OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), tmp_path / "artifacts")
+    assert not disk.is_full(OSError(errno.EIO, "Input/output error"), tmp_path)
+    usage = disk.shutil.disk_usage
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage(path)._replace(
+        free=0 if str(path) == tempfile.gettempdir() else 1 << 40))
+    assert not disk.is_full(error, tmp_path)

@@ -26,7 +26,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                         help="without a better validation accuracy, after which training stops; 0: as the recipe says")
     parser.add_argument("--class-weights", default="", choices=("", "balanced"), help="balanced: classes count alike")
     parser.add_argument("--alias", default="", help="what the best variant is to be made; production when left out")
-    parser.add_argument("--loss", type=float, default=0.0, metavar="POINTS",
+    parser.add_argument("--loss", type=float, metavar="POINTS",
                         help="of accuracy that a variant may lose against Keras; the server's default when left out")
     parser.add_argument("--size", type=int, default=0, help="pixels a side, 32 to 256; 0: chosen from the images")
     parser.add_argument("--seed", type=int, default=0)
@@ -39,8 +39,10 @@ def training_options(args: argparse.Namespace) -> dict[str, Json]:
              "batch_size": args.batch_size, "learning_rate": args.learning_rate,
              "early_stopping": args.early_stopping, "class_weights": args.class_weights}
     preprocess = {"size": args.size, "seed": args.seed}
-    optimize = {"variants": args.variants, "seed": args.seed, "alias": args.alias, "budget": args.loss}
-    return {stage: {k: v for k, v in fields.items() if v}
+    optimize = {"variants": args.variants, "seed": args.seed, "alias": args.alias}
+    if args.loss is not None:  # 0 is a choice
+        optimize["budget"] = args.loss
+    return {stage: {k: v for k, v in fields.items() if v or k == "budget"}
             for stage, fields in (("preprocess", preprocess), ("train", train), ("optimize", optimize))}
 
 

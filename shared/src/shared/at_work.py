@@ -7,8 +7,7 @@ from redis import Redis
 from rq import Worker
 from rq.serializers import JSONSerializer
 
-from shared.keeper import LEASE
-from shared.queue import SafeJob, queue_of
+from shared.queue import LEASE, SafeJob, queue_of
 
 
 def has_keeper(redis: Redis) -> bool:

@@ -33,6 +33,7 @@ from shared.settings import Settings, load
 log = logging.getLogger("lanner.attempt")
 Result = dict[str, Any]
 GPU_WAIT_S = 3600.0
+LIVE_S = 60.0
 STAGES_KEPT = 1000  # of an attempt, for its trace: stages may alternate
 _stop = {"asked": False}
 
@@ -75,14 +76,22 @@ class Attempt:
     @property
     def should_stop(self) -> bool:
         """True once the body should save what it has and call `check()`."""
+        self._live_on()
         return _stop["asked"] or self._ledger.cancel_asked(self.job_id)
 
     def check(self) -> None:
         """Leave the job here if the worker shuts down (Stopped) or the job was cancelled (Cancelled)."""
+        self._live_on()
         if self._ledger.cancel_asked(self.job_id):
             raise Cancelled
         if _stop["asked"]:
             raise Stopped
+
+    def _live_on(self) -> None:
+        """Show once a minute that it goes on: not all that takes long has progress to tell."""
+        if time.monotonic() > self._told + LIVE_S:
+            self._told = time.monotonic()
+            self._ledger.live(self.job_id)
 
     def wait_for_gpu(self) -> None:
         """Show that the job waits for a GPU, and leave if it should, or after an hour: its time (TIMEOUT_S) passes as
@@ -231,7 +240,7 @@ def _run(ledger: Ledger, job_id: str, body: Callable[[Any, Attempt], Result], ct
     except Exception as e:  # the boundary: whatever a library raises becomes a reason in the record
         log.exception("job %s", job_id)
         code = e.code if isinstance(e, LannerError) else "internal"
-        if disk.is_full(e):
+        if disk.is_full(e, ctx.root):
             return Outcome("disk_full", "disk_full", f"the volume is full ({e})")
         if isinstance(e, Unavailable) and e.code == "gpu_missing":
             return Outcome("gpu_missing", "gpu_missing", str(e))

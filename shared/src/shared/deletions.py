@@ -1,21 +1,24 @@
 """Orders to delete what was published: given by the API, which may not write there, and carried out by the keeper.
 
-jobs/.deletions/<hex>.json    what is to go; while no keeper has begun it, who gave the order may take it back
+jobs/.deletions/<hex>.json    what is to go; carried out as long as who gave the order waits for it, and holds its lock
 jobs/.deletions/<hex>.begun   what a keeper has begun: that is finished, whatever dies
 """
 
+import fcntl
+import json
 import logging
 import os
 import shutil
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.artifacts import fsync_dir, read_json, stage, write_json
+from shared.artifacts import fsync_dir, read_json
 from shared.errors import Unavailable
-from shared.queue import nudge
+from shared.queue import LEASE, nudge
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -29,38 +32,82 @@ LOOK_S = 0.01
 def delete(root: Path, redis: "Redis | None", targets: list[str]) -> None:
     """Have the keeper take these away ("models/m-1", "cards/m-1.json", ...); what is not there is gone already.
 
-    Returns when they are gone. Raises Unavailable: keeper_absent where no keeper came, then nothing was deleted.
+    Returns when they are gone. Raises Unavailable: keeper_absent where there is no keeper, then nothing was deleted;
+    RedisError where the queue does not answer, which no keeper works without.
     """
+    if redis is not None and not redis.exists(LEASE):
+        raise _absent(targets)
     order = _folder(root) / f"{uuid.uuid4().hex}.json"
-    write_json(order, targets)
-    if redis is not None:
-        nudge(redis)
-    if not _goes(order, WAIT_S):
-        with suppress(FileNotFoundError):  # begun just now
-            order.unlink()
-            raise Unavailable(f"no keeper came within {WAIT_S:g} s, and {', '.join(targets)} stays as it was: start "
-                              "the keeper (`docker compose up -d keeper`, `./run up`) and ask again", "keeper_absent")
+    with _written(order, targets):
+        if redis is not None:
+            nudge(redis)
+        if not _goes(order, WAIT_S):
+            with suppress(FileNotFoundError):  # begun just now
+                order.unlink()
+                raise _absent(targets)
     if not _goes(order.with_suffix(".begun"), BEGUN_S):
         raise Unavailable(f"{', '.join(targets)} is being deleted and the keeper can't finish it yet: its log says why")
 
 
-def carry_out(root: Path) -> None:
-    """By the keeper: what has been ordered. An order that can't be carried out now is kept, and told in the log."""
+def _absent(targets: list[str]) -> Unavailable:
+    return Unavailable(f"no keeper is there to delete {', '.join(targets)}, which stays as it was: start it (`docker "
+                       "compose up -d keeper`, `./run up`) and ask again", "keeper_absent")
+
+
+@contextmanager
+def _written(order: Path, targets: list[str]) -> Iterator[None]:
+    """An order that is locked as long as somebody waits for it: what nobody waits for any more is not carried out.
+
+    Who gave it may have died, and what was to be deleted been put to use since.
+    """
+    order.parent.mkdir(parents=True, exist_ok=True)
+    fresh = order.with_name(f".{order.name}")
+    with open(fresh, "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        json.dump(targets, f)
+        f.flush()
+        os.fsync(f.fileno())
+        fresh.rename(order)
+        yield
+
+
+def carry_out(root: Path, told: set[str] | None = None) -> None:
+    """By the keeper: what has been ordered. An order that can't be carried out now is kept, and told in the log.
+
+    told: orders of which that was said already.
+    """
     folder = _folder(root)
     for order in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if order.suffix not in (".json", ".begun") or order.name.startswith("."):
-            continue
         try:
-            _carry_out(root, order)
+            match order.suffix:
+                case ".begun":
+                    _carry_out(root, order)
+                case ".json" if not order.name.startswith("."):
+                    if _is_waited_for(order):
+                        _carry_out(root, order.rename(order.with_suffix(".begun")))
+                    else:
+                        order.unlink()
         except FileNotFoundError:  # taken back
             continue
         except Exception:
-            log.exception("%s can't be carried out yet", order.name)
+            if told is None or order.stem not in told:
+                log.exception("%s can't be carried out yet", order.name)
+            if told is not None:
+                told.add(order.stem)
 
 
-def _carry_out(root: Path, order: Path) -> None:
-    begun = order.rename(order.with_suffix(".begun"))
-    targets, gone = read_json(begun), stage(root, "deleted")
+def _is_waited_for(order: Path) -> bool:
+    with open(order) as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _carry_out(root: Path, begun: Path) -> None:
+    targets, gone = read_json(begun), root / ".staging" / f"deleted.{begun.stem}"
+    gone.mkdir(parents=True, exist_ok=True)
     for number, target in enumerate(targets):
         with suppress(FileNotFoundError):
             os.rename(root / target, gone / str(number))  # readers see it whole or not at all

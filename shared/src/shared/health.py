@@ -8,8 +8,7 @@ from rq import Worker
 from rq.serializers import JSONSerializer
 
 from shared.errors import Unavailable
-from shared.keeper import LEASE
-from shared.queue import SafeJob, connect, queue_of
+from shared.queue import LEASE, SafeJob, connect, queue_of
 from shared.settings import Settings, load
 
 TIMEOUT_S = 3.0

@@ -141,11 +141,13 @@ def _has_one_scan(data: bytes) -> bool:
     """Whether a JPEG is surely read to its first scan's end alone: it is sequential, and has all colours in that."""
     at, components = 2, 256
     while data[at:at + 1] == b"\xff" and len(data) > at + 9:
-        match data[at + 1]:
-            case 0xDA:
-                return data[at + 4] >= components
-            case 0xC0 | 0xC1:  # sequential by Huffman's code
-                components = data[at + 9]
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return data[at + 4] >= components
+        if marker in (0xC0, 0xC1) and components == 256:  # sequential by Huffman's code
+            components = data[at + 9]
+        elif marker in (0xFF, 0x00, 0x01) or 0xC0 <= marker <= 0xDA and marker not in (0xC4, 0xCC):
+            return False  # a byte to fill, a marker without a length, another frame: it may be read otherwise than here
         at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
     return False
 
@@ -173,7 +175,7 @@ def _decode_any(data: bytes, size: int, most: int) -> tuple[np.ndarray, int, int
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         _check_pixels(width, height, most)
-        if image.format == "JPEG":
+        if data.startswith(b"\xff\xd8"):  # whatever kind of JPEG it is called
             _check_scans(data, width * height)
         orientation = _orientation(image)
         rgb = _to_rgb(image)

@@ -26,7 +26,7 @@ class _Capped(logging.FileHandler):
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
     """Write what this process logs to `path`, too."""
-    handler = _Capped(path, "w", encoding="utf-8", delay=True, errors="backslashreplace")
+    handler = _Capped(path, "a", encoding="utf-8", delay=True, errors="backslashreplace")
     handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)

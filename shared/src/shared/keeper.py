@@ -26,12 +26,12 @@ from rq.serializers import JSONSerializer
 from shared import disk
 from shared.deletions import carry_out
 from shared.ledger import WAITS, Ledger, Request, spent_of, waits_of
-from shared.queue import NUDGE, SafeJob, connect, deliver, delivery_id, queue_of
+from shared.queue import LEASE, NUDGE, SafeJob, connect, deliver, delivery_id, queue_of
 from shared.scrub import Scrub
 from shared.settings import Settings, load
 
 log = logging.getLogger("lanner.keeper")
-LEASE, LEASE_MS = "lanner:keeper", 10_000
+LEASE_MS = 10_000
 ACCEPT_GRACE_S = 2.0  # between a record and its first delivery stands only the API's next line
 CANCEL_GRACE_S = 30.0  # for a job to see that it was cancelled; then its process is killed
 FAIL_DELAY_S = 5.0  # before the second try of what raised; four times as long before each next
@@ -82,6 +82,7 @@ class Keeper:
         attempts = ledger.attempts(job)  # before the lock is asked for: one seen here that does not hold it is over
         if ledger.is_running(job):
             if ledger.cancel_asked(job) and self._lasts(job, "cancel", CANCEL_GRACE_S):
+                del self.since[job, "cancel"]  # it is killed again after as long
                 self._kill(request, f"did not stop within {CANCEL_GRACE_S:g} s of being cancelled")
             elif self._stalls(job, ledger.read_live(job)):
                 self._kill(request, f"showed no progress for {self.settings.stall_s:g} s")
@@ -236,13 +237,14 @@ def main() -> None:
         signal.signal(number, lambda n, _: stop.append(n))
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     keeper = Keeper(settings, Ledger(settings.artifacts, connect(settings, timeout_s=5)))
+    told: set[str] = set()
     token, swept, scrub = uuid.uuid4().hex, 0.0, Scrub(settings.artifacts, settings.scrub_s)
     log.info("keeping %s", settings.artifacts)
     while not stop:
         try:
             if keeper.hold_lease(token):
                 keeper.step()
-                carry_out(settings.artifacts)
+                carry_out(settings.artifacts, told)
                 if time.monotonic() - swept > 60:
                     keeper.sweep()
                     scrub.begin_if_due()

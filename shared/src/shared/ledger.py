@@ -60,6 +60,7 @@ class Ledger:
         self.redis = redis
         self._requests: dict[str, Request] = {}
         self._unreadable: set[str] = set()
+        self._ended: dict[str, dict[str, Any]] = {}
 
     # Accepting
 
@@ -190,11 +191,13 @@ class Ledger:
         return first
 
     def ended(self, job_id: str) -> dict[str, Any] | None:
-        try:
-            body: dict[str, Any] = read_json(self.folder / job_id / "end.json")
-        except NotFound:
-            return None
-        return body
+        """How it ended, which never changes; None before that."""
+        if job_id not in self._ended:
+            try:
+                self._ended[job_id] = read_json(self.folder / job_id / "end.json")
+            except NotFound:
+                return None
+        return self._ended[job_id]
 
     # The live view: losing it costs a progress bar, never a job
 
@@ -235,7 +238,10 @@ class Ledger:
         if state in ("waiting", "running", "queued"):
             return state
         parent = self.request(job_id).parent
-        return "waiting" if parent and self.state(parent) != "succeeded" else "queued"
+        try:
+            return "waiting" if parent and self.state(parent) != "succeeded" else "queued"
+        except Damaged:  # the parent's record is another version's
+            return "waiting"
 
     def view(self, job_id: str) -> dict[str, Any]:
         """Everything about a job as plain JSON: what the API answers."""

@@ -17,6 +17,7 @@ from shared.ledger import Ledger, Request
 from shared.settings import Settings
 
 NUDGE = "lanner:nudge"
+LEASE = "lanner:keeper"  # held by the keeper that works
 OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
 KEEP_S = 86400  # how long RQ remembers a delivery; the ledger does not depend on it
 

@@ -3,8 +3,7 @@
 All of these raise Unavailable (keeper_absent), with nothing deleted, where no keeper is there to take the data away.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,17 @@ def remove_dataset(root: Path, ledger: Ledger, dataset_id: str) -> None:
     """
     target = f"datasets/{check_id(dataset_id, 'dataset id')}"
     _check_there(root, target)
+    # In this order: what a training that ends between two looks has made is seen by the second, an optimize job's too.
+    _check_jobs(ledger, f"dataset {dataset_id}", {dataset_id}, "")
     models = _trained_on(root, dataset_id)
-    # Jobs first: one that ends between both looks has made its version by the second.
-    _check_jobs(ledger, f"dataset {dataset_id}", {dataset_id, *models}, "")
-    with _nobody_moves(root):
-        for name in names(root):
-            for number, model in versions(root, name).items():
-                if model in models:
-                    raise Conflict(f"version {number} of {name} was trained on dataset {dataset_id}, and its variants "
-                                   "are made from both: delete that version first", "in_use")
-        # The models are those that no Name has: no optimize job came to its end.
-        delete(root, ledger.redis, [*[of for model in models for of in _all_of(model)], target])
+    _check_jobs(ledger, f"dataset {dataset_id}", {*models}, "")
+    for name in names(root):
+        for number, model in versions(root, name).items():
+            if model in models:
+                raise Conflict(f"version {number} of {name} was trained on dataset {dataset_id}, and its variants are "
+                               "made from both: delete that version first", "in_use")
+    # The models are those that no Name has: no optimize job came to its end.
+    delete(root, ledger.redis, [*[of for model in models for of in _all_of(model)], target])
 
 
 def remove_version(root: Path, ledger: Ledger, name: str, number: int) -> None:
@@ -55,7 +54,7 @@ def remove_version(root: Path, ledger: Ledger, name: str, number: int) -> None:
     if model is None:
         raise NotFound(f"{name} has no version {number}: it has {sorted(versions(root, name))}")
     _check_jobs(ledger, f"version {number} of {name}", {model}, name)
-    with _nobody_moves(root):
+    with locked(root / "aliases" / name / ".lock"):  # no alias of it moves
         others = [other for other in names(root) if other != name and model in versions(root, other).values()]
         for alias, record in aliases(root, name).items():
             if record["version"] == number:
@@ -85,15 +84,6 @@ def remove_predictions(root: Path, ledger: Ledger, predictions_id: str) -> None:
     target = f"predictions/{check_id(predictions_id, 'predictions id')}"
     _check_there(root, target)
     delete(root, ledger.redis, [target])
-
-
-@contextmanager
-def _nobody_moves(root: Path) -> Iterator[None]:
-    """While this is held no alias moves and no Name that there is gets a version."""
-    with ExitStack() as held:
-        for name in names(root):
-            held.enter_context(locked(root / "aliases" / name / ".lock"))
-        yield
 
 
 def _trained_on(root: Path, dataset_id: str) -> list[str]:

@@ -6,10 +6,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from shared.artifacts import KINDS, list_ids, now, open_artifact, read_json, write_json
+from shared.artifacts import KINDS, list_ids, manifest_digest, now, open_artifact, read_json, write_json
 from shared.errors import Damaged, LannerError, NotFound
 
 log = logging.getLogger("lanner.scrub")
@@ -18,12 +19,17 @@ REST = 3.0  # times as long as a block took nothing is read: others use the disk
 
 
 def report_of(root: Path) -> dict[str, Any] | None:
-    """What the last one found: {at, artifacts, bytes, damaged: [{target, reason}]}; None before the first."""
+    """What the last one found: {at, artifacts, bytes, damaged: [{target, reason, manifest}]}; None before the first.
+
+    Of what was damaged that which is still there, as it then was.
+    """
     try:
         found: dict[str, Any] = read_json(_report(root))
     except LannerError:
         return None
-    return found
+    still = [d for d in found["damaged"]
+             if (root / d["target"]).exists() and _digest(root, d["target"]) == d["manifest"]]
+    return {**found, "damaged": still}
 
 
 class Scrub:
@@ -59,11 +65,12 @@ def scrub(root: Path, rest: float = REST) -> dict[str, Any]:
     for target in _targets(root):
         try:
             size += _check(root, target, rest)
-        except Damaged as e:
-            damaged.append({"target": target, "reason": str(e)})
-            log.error("%s is damaged: %s", target, e)
         except (NotFound, FileNotFoundError):  # deleted meanwhile
             continue
+        except (Damaged, OSError, KeyError, TypeError, ValueError) as e:  # as of a bad sector, or an odd manifest
+            reason = str(e) if isinstance(e, Damaged) else f"it can't be read ({type(e).__name__}: {e})"
+            damaged.append({"target": target, "reason": reason, "manifest": _digest(root, target)})
+            log.error("%s is damaged: %s", target, reason)
         seen += 1
     report = {"at": now(), "artifacts": seen, "bytes": size, "damaged": damaged}
     write_json(_report(root), report)
@@ -98,6 +105,13 @@ def _check(root: Path, target: str, rest: float) -> int:
         if digest.hexdigest() != entry["sha256"]:
             raise Damaged(f"{name} has other bytes than its manifest says")
     return size
+
+
+def _digest(root: Path, target: str) -> str:
+    """Of the manifest; "" where it can't be read."""
+    with suppress(OSError):
+        return manifest_digest(root, target)
+    return ""
 
 
 def _report(root: Path) -> Path:

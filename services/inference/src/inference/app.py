@@ -120,9 +120,10 @@ def _refuse_other_sites() -> Response | None:
 
     Browsers say where a page is from by Sec-Fetch-Site; over plain HTTP to another host by Origin alone.
     """
-    if not is_known(request.host, api().settings.allowed_hosts):
-        return errors.answer(403, "unknown_host", f"the API is not known as {request.host[:200]}: ask for it by an "
-                                                  "address, or list the name in ALLOWED_HOSTS")
+    host = request.environ.get("HTTP_HOST", "")  # as it came: Werkzeug takes an odd one for none
+    if not is_known(host, api().settings.allowed_hosts):
+        return errors.answer(403, "unknown_host", f"the API is not known as {host[:200]}: ask for it by an address, or "
+                                                  "list the name in ALLOWED_HOSTS")
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     foreign = site not in ("same-origin", "none") if site else origin and urlsplit(origin).netloc != request.host
     if foreign and request.method not in ("GET", "HEAD", "OPTIONS"):
@@ -136,7 +137,8 @@ def _refuse_odd_queries() -> None:
     rule = request.url_rule
     if rule is None or not rule.rule.startswith("/v1/") or rule.rule == predict.RULE:
         return
-    known = openapi.QUERY.get((request.method.lower(), openapi.path_of(rule.rule)), ())
+    method = "get" if request.method == "HEAD" else request.method.lower()
+    known = openapi.QUERY.get((method, openapi.path_of(rule.rule)), ())
     if odd := [name for name in request.args if name not in known]:
         expected = f"expected {', '.join(known)}" if known else "it takes none"
         raise Refused(f"{request.method} {request.path} has no query parameter {odd[0][:100]!r}: {expected}",

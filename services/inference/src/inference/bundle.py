@@ -1,8 +1,10 @@
 """What was trained, to take away: a Variant with all that it needs to run elsewhere, or the Keras model itself."""
 
 import io
+import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,9 +35,12 @@ def variant(name: str, number: int, variant: str) -> Response:
         "requirements.txt": "".join(f"{_pinned(package)}\n" for package in (RUNTIMES[format], *ALSO)),
         "predict.py": PREDICT.read_text(),
     }
-    files = [root / target / file for file in (FILES[format], "golden.npz", "manifest.json")]
-    return Response(_zipped(folder, files, written), mimetype="application/zip",
-                    headers={"Content-Disposition": f'attachment; filename="{folder}.zip"'})
+    parts = [Part(name, len(text), [text]) for name, text in ((n, t.encode()) for n, t in written.items())]
+    # Opened before the first byte is sent: what is deleted meanwhile is sent all the same.
+    parts += [_file(root / target / file) for file in (FILES[format], "golden.npz", "manifest.json")]
+    length = sum(map(len, _zipped(folder, [Part(part.name, part.size, _zeros(part.size)) for part in parts])))
+    return Response(_zipped(folder, parts), mimetype="application/zip", headers={
+        "Content-Disposition": f'attachment; filename="{folder}.zip"', "Content-Length": str(length)})
 
 
 @bp.get("/v1/models/<name>/versions/<int:number>/model.keras")
@@ -82,16 +87,38 @@ class _Taken(io.RawIOBase):
         return b"".join(pieces)
 
 
-def _zipped(folder: str, files: list[Path], written: dict[str, str]) -> Iterator[bytes]:
-    """A zip as it is made, a piece at a time: weights do not pack."""
+@dataclass(frozen=True)
+class Part:
+    """A member of the zip: its name, its size, and its bytes in pieces."""
+
+    name: str
+    size: int
+    pieces: Iterable[bytes]
+
+
+def _file(path: Path) -> Part:
+    f = open(path, "rb")  # noqa: SIM115  closed with its last piece, or when nobody refers to it any more
+
+    def pieces() -> Iterator[bytes]:
+        with f:
+            while piece := f.read(PIECE):
+                yield piece
+
+    return Part(path.name, os.fstat(f.fileno()).st_size, pieces())
+
+
+def _zeros(size: int) -> Iterator[bytes]:
+    for start in range(0, size, PIECE):
+        yield bytes(min(PIECE, size - start))
+
+
+def _zipped(folder: str, parts: list[Part]) -> Iterator[bytes]:
+    """A zip as it is made, a piece at a time. Weights do not pack: its length follows from the sizes."""
     out = _Taken()
     with zipfile.ZipFile(out, "w") as archive:
-        for name, text in written.items():
-            archive.writestr(f"{folder}/{name}", text)
-            yield out.take()
-        for path in files:
-            with open(path, "rb") as f, archive.open(f"{folder}/{path.name}", "w", force_zip64=True) as member:
-                while piece := f.read(PIECE):
+        for part in parts:
+            with archive.open(f"{folder}/{part.name}", "w", force_zip64=True) as member:
+                for piece in part.pieces:
                     member.write(piece)
                     yield out.take()
     yield out.take()

@@ -322,10 +322,10 @@ class Front:
 
     def _look(self) -> None:
         """Give up requests whose clients have stopped sending, which keep others from sending theirs, or reading."""
+        self.loop.call_later(min(LOOK_S, self.stall_s), self._look)
         now, read_s = time.monotonic(), min(self.stall_s, PARTING_S) if self._closing else self.stall_s
         for connection in list(self.open):
             connection.give_up_before(now - self.stall_s, now - read_s)
-        self.loop.call_later(min(LOOK_S, self.stall_s), self._look)
 
     def close(self) -> None:
         """From any thread: as a signal does. Returns when it is over."""

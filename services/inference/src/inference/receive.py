@@ -53,7 +53,7 @@ def receive(raw: Path, upload_id: str, pieces: Iterator[bytes], *, filename: str
         fsync_dir(raw)
         return upload, True
     except OSError as e:
-        if is_full(e):
+        if is_full(e, raw):
             raise _full(raw, size or 0) from None
         raise
     finally:

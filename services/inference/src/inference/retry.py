@@ -1,5 +1,6 @@
 """What failed or was cancelled, once more: the job with the same fields, and those that failed with it."""
 
+import hashlib
 from pathlib import Path
 
 from flask import Blueprint, Response, jsonify, request
@@ -29,25 +30,28 @@ def retry(ledger: Ledger, root: Path, job_id: str, traceparent: str = "") -> tup
 
     Raises:
         NotFound: there is no such job, or what it reads is not there and no job that still runs makes it.
-        Conflict: it has not ended, or has succeeded.
+        Conflict: it has not ended, or it, or the same job later, has succeeded.
         RedisError: the queue does not answer; nothing was accepted.
     """
     old, end = ledger.request(job_id), ledger.ended(job_id)
     if end is None:
         raise Conflict(f"job {job_id} has not ended: cancel it first", "still_open")
-    if end["state"] == "succeeded":
-        raise Conflict(f"job {job_id} has succeeded: there is nothing to try again", "already_ended")
     known = sorted(recent(ledger), key=lambda r: r.accepted_at)
-    for other in known:
-        if other.job == old.job and ledger.ended(other.id) is None:
+    alike = [other for other in known if other.job == old.job and other.accepted_at >= old.accepted_at]
+    for other in alike:
+        over = ledger.ended(other.id)
+        if over is None:
             return [other], False
+        if over["state"] == "succeeded":
+            raise Conflict(f"job {other.id} has succeeded: there is nothing to try again", "already_ended")
     parent = _parent(ledger, root, old.job)
     ledger.redis.ping()
-    accepted = {job_id: _again(ledger, old, parent, traceparent)}
+    accepted = {job_id: _again(ledger, old, len(alike), parent, traceparent)}
     for child in known:
         over = ledger.ended(child.id)
-        if child.parent in accepted and over and over["code"].startswith("parent_"):
-            accepted[child.id] = _again(ledger, child, accepted[child.parent].id, traceparent)
+        if child.parent in accepted and (over is None or over["code"] == "cancelled"
+                                         or over["code"].startswith("parent_")):
+            accepted[child.id] = _again(ledger, child, len(alike), accepted[child.parent].id, traceparent)
     deliver_first(ledger, accepted[job_id])
     return list(accepted.values()), True
 
@@ -63,5 +67,8 @@ def _parent(ledger: Ledger, root: Path, job: Job) -> str:
             return ""
 
 
-def _again(ledger: Ledger, old: Request, parent: str, traceparent: str) -> Request:
-    return ledger.accept(new_id("j"), old.job, parent=parent, pipeline=old.pipeline, traceparent=told(traceparent))[0]
+def _again(ledger: Ledger, old: Request, number: int, parent: str, traceparent: str) -> Request:
+    """Its id follows from the old one's and the number of the try: of two requests at once both mean one job."""
+    fresh = hashlib.sha256(f"{old.id} {number}".encode()).hexdigest()[:8]
+    job_id = f"{new_id('j').rsplit('-', 1)[0]}-{fresh}"
+    return ledger.accept(job_id, old.job, parent=parent, pipeline=old.pipeline, traceparent=told(traceparent))[0]

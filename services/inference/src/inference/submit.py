@@ -15,6 +15,7 @@ from typing import Any
 from redis import RedisError
 
 from inference.uploads import find_upload
+from shared import disk
 from shared.artifacts import open_artifact, versions
 from shared.augmentation import LARGEST, check_augmentation
 from shared.errors import Conflict, NotFound, Refused
@@ -254,7 +255,9 @@ def told(traceparent: str) -> str:
 
 
 def deliver_first(ledger: Ledger, request: Request) -> None:
-    """Put it on its queue, unless it waits for another, is there or is over."""
-    if not request.parent and ledger.ended(request.id) is None and "delivery" not in ledger.read_live(request.id):
+    """Put it on its queue, unless it waits for another, is there or is over; on a full volume that is the keeper's."""
+    if request.parent or not disk.free(ledger.folder.parent):
+        return
+    if ledger.ended(request.id) is None and "delivery" not in ledger.read_live(request.id):
         with suppress(RedisError):  # the record stands: the keeper delivers what is not on a queue
             deliver(ledger, request)

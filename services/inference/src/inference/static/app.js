@@ -206,16 +206,21 @@ function showDatasets(datasets) {  // only when they have changed: their images 
 
 // Keeping it fresh
 
+// Whether somebody is about to press a button in a list: it stays. A link that was followed keeps nothing.
+const pressed = id => document.activeElement.tagName === "BUTTON" && $(id).contains(document.activeElement);
+let turns = 0, trouble = [];
+
 async function refresh() {
   try {
-    const [{jobs}, {models}, {datasets}, {trouble}, ready] = await Promise.all([call("/v1/jobs?limit=12"), call("/v1/models"),
-      call("/v1/datasets"), call("/v1/system"), fetch("/readyz").then(r => r.json())]);
+    if (turns++ % 5 === 0) ({trouble} = await call("/v1/system"));
+    const [{jobs}, {models}, {datasets}, ready] = await Promise.all([call("/v1/jobs?limit=12"), call("/v1/models"),
+      call("/v1/datasets"), fetch("/readyz").then(r => r.json())]);
     showDatasets(datasets);
-    if (!$("jobs").contains(document.activeElement))  // a button that somebody is about to press stays
+    if (!pressed("jobs"))
       $("jobs").replaceChildren(...(jobs.length ? jobs.map(jobItem) : [el("li", {className: "soft", textContent: "none yet"})]));
     const shadows = await Promise.all(models.map(({name, aliases}) => aliases.candidate && aliases.production ?
       call(`/v1/models/${encodeURIComponent(name)}/shadow`) : null));
-    if (!$("models").contains(document.activeElement)) $("models").replaceChildren(...(models.length ? models.map((model, i) => modelItem(model, shadows[i])) : [el("li", {className: "soft", textContent: "none yet"})]));
+    if (!pressed("models")) $("models").replaceChildren(...(models.length ? models.map((model, i) => modelItem(model, shadows[i])) : [el("li", {className: "soft", textContent: "none yet"})]));
     const names = [...new Set(ready.models.filter(m => m.alias === "production").map(m => m.name))];
     if (names.join() !== [...$("model").options].map(o => o.value).join())
       $("model").replaceChildren(...names.map(name => el("option", {textContent: name, value: name})));
