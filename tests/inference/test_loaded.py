@@ -174,9 +174,9 @@ def test_a_prediction_right_after_the_first_promotion_waits_for_it(root: Path) -
 
 
 @pytest.fixture
-def damaged(root: Path) -> tuple[Path, bytes]:
-    """`colors`, whose production is version 2's onnx-int8, before that version 1's onnx-fp32; its file, which is
-    damaged, and the bytes that it had.
+def damaged(root: Path, request: pytest.FixtureRequest) -> tuple[Path, bytes]:
+    """`colors`, whose production is version 2's onnx-int8, before that version 1's onnx-fp32, as an API finds it that
+    begins: with that file damaged, or that of the Model's onnx-fp32, too. Returns the file, and the bytes that it had.
     """
     publish_model(root, "colors", "m-1")
     publish_model(root, "colors", "m-2", onnx_fp32=SWAPPED, onnx_int8=SWAPPED)
@@ -185,9 +185,12 @@ def damaged(root: Path) -> tuple[Path, bytes]:
     file = root / "variants/m-2/onnx-int8/model.onnx"
     whole = file.read_bytes()
     flip_a_byte(file)
+    if request.param == "both":
+        flip_a_byte(root / "variants/m-2/onnx-fp32/model.onnx")
     return file, whole
 
 
+@pytest.mark.parametrize("damaged", ["onnx-int8"], indirect=True)
 def test_after_a_restart_the_model_s_onnx_answers_for_a_damaged_variant_until_that_is_mended(
         damaged: tuple[Path, bytes], client: FlaskClient) -> None:
     ready = until(lambda: (r := client.get("/readyz")).status_code == 200 and r)
@@ -203,9 +206,9 @@ def test_after_a_restart_the_model_s_onnx_answers_for_a_damaged_variant_until_th
     assert "instead_of" not in client.get("/readyz").json["models"][0]
 
 
+@pytest.mark.parametrize("damaged", ["both"], indirect=True)
 def test_after_a_restart_what_served_before_answers_where_nothing_of_the_model_can(
         damaged: tuple[Path, bytes], root: Path, client: FlaskClient) -> None:
-    flip_a_byte(root / "variants/m-2/onnx-fp32/model.onnx")
     until(lambda: client.get("/readyz").status_code == 200)
     assert ask(client) == (1, "red")
     assert client.get("/readyz").json["models"][0]["instead_of"] == "onnx-int8"
