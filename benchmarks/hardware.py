@@ -133,7 +133,9 @@ def hardware(result: Result, images: Mapping[str, Any], engines: Result, several
              (("a training on each", "at once"), ("one training on all", "one on "),
               ("processes of the API spread over them", "HTTP_PROCESSES="))]
     rows += [("TensorRT's layer of the images: optimization, inference", "checked only: it needs NVIDIA's own index"),
-             ("containers with a GPU reserved", "checked only: the rendered Compose file is tested")]
+             ("containers with a GPU reserved", "checked only: the rendered Compose file is tested"),
+             ("half the batch after a lack of GPU memory", "checked only: the test plants the lack"),
+             ("a GPU that goes out of a worker's sight", "checked only: a stand-in for nvidia-smi shows none")]
     return INTRODUCTION + "".join(f"| {part} | {state} |\n" for part, state in rows)
 
 
