@@ -172,7 +172,7 @@ def execute(args: argparse.Namespace, client: Client, console: Console) -> None:
             console.print(tables.predictions(answer, [str(i) for i in args.image], args.top_k or 3))
         case "download":
             version, variant = _place(client, args)
-            out = args.out or Path(f"{args.name}-{version}-{variant}.zip".replace("-keras.zip", ".keras"))
+            out = args.out or Path(f"{args.name}-{version}" + (".keras" if variant == "keras" else f"-{variant}.zip"))
             size = client.download(args.name, out, version=version, variant=variant)
             console.print(f"{variant} of {args.name} version {version}: {out} ({size / 1e6:.1f} MB)", soft_wrap=True)
         case "batch":

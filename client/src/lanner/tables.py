@@ -17,7 +17,7 @@ def status(body: Json) -> Group:
         workers, oldest = queue["workers"], queue["oldest_s"]
         running = [worker["job"] for worker in workers or () if worker["job"]]
         table.add_row(service, "?" if workers is None else str(len(workers)), " ".join(running), str(queue["queued"]),
-                      "" if oldest is None else f"{eta(oldest)}")
+                      eta(oldest))
     free, total = (body["disk"][name] / 1e9 for name in ("free", "total"))
     return Group(table, f"{free:,.1f} of {total:,.1f} GB of the volume are free", *body["trouble"])
 

@@ -22,6 +22,7 @@ from typing import IO, Any
 from shared.artifacts import read_json
 from shared.attempt import Attempt
 from shared.errors import NotFound, Refused
+from shared.jobs import check_import
 from shared.tree import BAD_ARCHIVE, DEFLATED, MAX_MEMBERS, STORED, UNREADABLE, Member, Tree, safe_path
 
 # Images hardly shrink: the densest honest dataset, blank PNGs, packs about 1:30. A bomb needs thousands to hurt.
@@ -60,10 +61,7 @@ def imported(imports: Path, name: str) -> Path:
     Raises:
         Refused: (bad_name) it names no place inside it; (source_unavailable) it is not there, or can't be read.
     """
-    parts = name.split("/")
-    if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name:
-        raise Refused(f"import {name!r} is not valid: expected a folder's or archive's path below the imports folder",
-                      "bad_name")
+    check_import(name)
     root = os.path.realpath(imports)
     path = os.path.realpath(os.path.join(root, name))
     if not path.startswith(root + os.sep):

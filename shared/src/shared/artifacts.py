@@ -182,6 +182,14 @@ def versions(root: Path, name: str) -> dict[int, str]:
     return {int(p.stem): read_json(p)["model"] for p in sorted(folder.glob("*.json"), key=lambda p: int(p.stem))}
 
 
+def model_of(root: Path, name: str, version: int) -> str:
+    """The model id of a version. Raises NotFound."""
+    known = versions(root, name)
+    if version not in known:
+        raise NotFound(f"{name} has no version {version}: it has {sorted(known)}")
+    return known[version]
+
+
 def register_version(root: Path, name: str, model_id: str) -> int:
     """The version of a model under a Name: the one it has, or the next."""
     with locked(root / "aliases" / check_id(name, "name") / ".lock"):
@@ -226,9 +234,7 @@ def promote(root: Path, name: str, alias: str, version: int, variant: str, *, by
         Conflict: `seq` is not the number of its last move, 0 for none: somebody moved it who knew better.
     """
     check_id(alias, "alias")
-    model = versions(root, name).get(version)
-    if model is None:
-        raise NotFound(f"{name} has no version {version}: it has {sorted(versions(root, name))}")
+    model = model_of(root, name, version)
     target = f"variants/{model}/{check_id(variant, 'variant')}"
     gone = NotFound(f"version {version} of {name} was deleted just now")
     try:

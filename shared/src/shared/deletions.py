@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.artifacts import fsync_dir, read_json
+from shared.at_work import has_keeper
 from shared.errors import Unavailable
-from shared.queue import LEASE, nudge
+from shared.queue import nudge
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -35,7 +36,7 @@ def delete(root: Path, redis: "Redis | None", targets: list[str]) -> None:
     Returns when they are gone. Raises Unavailable: keeper_absent where there is no keeper, then nothing was deleted;
     RedisError where the queue does not answer, which no keeper works without.
     """
-    if redis is not None and not redis.exists(LEASE):
+    if redis is not None and not has_keeper(redis):
         raise _absent(targets)
     order = _folder(root) / f"{uuid.uuid4().hex}.json"
     with _written(order, targets):

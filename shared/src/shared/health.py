@@ -7,15 +7,16 @@ from datetime import datetime, timezone
 from rq import Worker
 from rq.serializers import JSONSerializer
 
+from shared.at_work import has_keeper
 from shared.errors import Unavailable
-from shared.queue import LEASE, SafeJob, connect, queue_of
+from shared.queue import SafeJob, connect, queue_of
 from shared.settings import Settings, load
 
 TIMEOUT_S = 3.0
 
 
 def check_keeper(settings: Settings) -> None:
-    if not connect(settings, TIMEOUT_S).exists(LEASE):
+    if not has_keeper(connect(settings, TIMEOUT_S)):
         raise Unavailable("no keeper holds the lease")
 
 

@@ -130,6 +130,9 @@ KINDS: dict[str, type[Job]] = {"preprocess": PreprocessJob, "train": TrainJob, "
                                "optimize": OptimizeJob, "predict": PredictJob}
 
 
+SERVICES = sorted({cls.SERVICE for cls in KINDS.values()})
+
+
 def kind_of(job: Job) -> str:
     return next(kind for kind, cls in KINDS.items() if isinstance(job, cls))
 
@@ -149,6 +152,13 @@ def check_id(text: object, what: str = "id") -> str:
         raise Refused(f"{what} {text!r} is not valid: expected 1 to 63 of a-z, 0-9, '_' and '-', "
                       "beginning with a letter or digit", "bad_name")
     return text
+
+
+def check_import(name: str) -> None:
+    """Raises Refused for what is no path below the imports folder."""
+    if not name or any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise Refused(f"import {name!r} is not valid: expected a folder's or archive's path below the imports folder",
+                      "bad_name")
 
 
 def parse(kind: str, payload: dict[str, Any]) -> Job:

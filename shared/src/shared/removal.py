@@ -13,6 +13,7 @@ from shared.artifacts import (
     fsync_dir,
     list_ids,
     locked,
+    model_of,
     names,
     open_artifact,
     read_json,
@@ -50,9 +51,7 @@ def remove_version(root: Path, ledger: Ledger, name: str, number: int) -> None:
 
     Raises NotFound, and Conflict (in_use) while an alias points at it or a job stands on it.
     """
-    model = versions(root, name).get(number)
-    if model is None:
-        raise NotFound(f"{name} has no version {number}: it has {sorted(versions(root, name))}")
+    model = model_of(root, name, number)
     _check_jobs(ledger, f"version {number} of {name}", {model}, name)
     with locked(root / "aliases" / name / ".lock"):  # no alias of it moves
         others = [other for other in names(root) if other != name and model in versions(root, other).values()]

@@ -135,7 +135,7 @@ def _refuse_other_sites() -> Response | None:
 def _refuse_odd_queries() -> None:
     """A parameter that nobody reads is a mistake that would go unseen. `predict` looks at its own."""
     rule = request.url_rule
-    if rule is None or not rule.rule.startswith("/v1/") or rule.rule == predict.RULE:
+    if not request.args or rule is None or not rule.rule.startswith("/v1/") or rule.rule == predict.RULE:
         return
     method = "get" if request.method == "HEAD" else request.method.lower()
     known = openapi.QUERY.get((method, openapi.path_of(rule.rule)), ())

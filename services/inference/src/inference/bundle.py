@@ -11,8 +11,7 @@ from pathlib import Path
 from flask import Blueprint, Response, send_file
 
 from inference.context import api
-from shared.artifacts import open_artifact, versions
-from shared.errors import NotFound
+from shared.artifacts import model_of, open_artifact
 from shared.jobs import check_id
 from shared.runtimes import FILES
 
@@ -26,16 +25,16 @@ PIECE = 1 << 20  # bytes
 @bp.get("/v1/models/<name>/versions/<int:number>/variants/<variant>.zip")
 def variant(name: str, number: int, variant: str) -> Response:
     """The model file, labels.txt, a golden batch, the manifest, and predict.py with its requirements."""
-    target = f"variants/{_model_of(name, number)}/{check_id(variant, 'variant')}"
     root = api().settings.artifacts
+    target = f"variants/{model_of(root, name, number)}/{check_id(variant, 'variant')}"
     manifest = open_artifact(root, target)
     folder, format = f"{name}-{number}-{variant}", manifest["format"]
     written = {
-        "labels.txt": "".join(f"{label}\n" for label in manifest["spec"]["labels"]),
-        "requirements.txt": "".join(f"{_pinned(package)}\n" for package in (RUNTIMES[format], *ALSO)),
-        "predict.py": PREDICT.read_text(),
+        "labels.txt": "".join(f"{label}\n" for label in manifest["spec"]["labels"]).encode(),
+        "requirements.txt": "".join(f"{_pinned(package)}\n" for package in (RUNTIMES[format], *ALSO)).encode(),
+        "predict.py": PREDICT.read_bytes(),
     }
-    parts = [Part(name, len(text), [text]) for name, text in ((n, t.encode()) for n, t in written.items())]
+    parts = [Part(name, len(data), [data]) for name, data in written.items()]
     # Opened before the first byte is sent: what is deleted meanwhile is sent all the same.
     parts += [_file(root / target / file) for file in (FILES[format], "golden.npz", "manifest.json")]
     length = sum(map(len, _zipped(folder, [Part(part.name, part.size, _zeros(part.size)) for part in parts])))
@@ -46,17 +45,11 @@ def variant(name: str, number: int, variant: str) -> Response:
 @bp.get("/v1/models/<name>/versions/<int:number>/model.keras")
 def keras(name: str, number: int) -> Response:
     """What was trained, before any export."""
-    target = f"models/{_model_of(name, number)}"
-    open_artifact(api().settings.artifacts, target)
-    return send_file(api().settings.artifacts / target / "model.keras", mimetype="application/octet-stream",
+    root = api().settings.artifacts
+    target = f"models/{model_of(root, name, number)}"
+    open_artifact(root, target)
+    return send_file(root / target / "model.keras", mimetype="application/octet-stream",
                      as_attachment=True, download_name=f"{name}-{number}.keras")
-
-
-def _model_of(name: str, number: int) -> str:
-    known = versions(api().settings.artifacts, name)
-    if number not in known:
-        raise NotFound(f"{name} has no version {number}: it has {sorted(known)}")
-    return known[number]
 
 
 def _pinned(package: str) -> str:

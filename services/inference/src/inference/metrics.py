@@ -13,7 +13,7 @@ from redis import RedisError
 from shared.at_work import has_keeper, workers_of
 from shared.disk import free
 from shared.errors import LannerError
-from shared.jobs import KINDS
+from shared.jobs import SERVICES
 from shared.ledger import TERMINAL, Ledger
 from shared.queue import queue_of
 from shared.scrub import report_of
@@ -173,7 +173,7 @@ class Jobs(Collector):
         queues = GaugeMetricFamily("lanner_queue_length", "deliveries waiting for a worker", labels=["queue"])
         workers = GaugeMetricFamily("lanner_workers", "that were heard of lately", labels=["queue"])
         try:
-            for service in sorted({cls.SERVICE for cls in KINDS.values()}):
+            for service in SERVICES:
                 length = self._ledger.redis.llen(queue_of(service, self._ledger.redis).key)
                 queues.add_metric([service], float(length))
                 at_work = workers_of(self._ledger.redis, service, self._settings.worker_ttl_s)

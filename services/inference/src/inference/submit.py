@@ -19,7 +19,7 @@ from shared import disk
 from shared.artifacts import open_artifact, versions
 from shared.augmentation import LARGEST, check_augmentation
 from shared.errors import Conflict, NotFound, Refused
-from shared.jobs import ID, KINDS, RECIPES, Job, TrainJob, TuneJob, check_id, kind_of, new_id, parse
+from shared.jobs import ID, KINDS, RECIPES, Job, TrainJob, TuneJob, check_id, check_import, kind_of, new_id, parse
 from shared.ledger import Ledger, Request
 from shared.queue import deliver
 from shared.tracing import TRACEPARENT
@@ -149,8 +149,8 @@ def _check_predict(root: Path, fields: dict[str, Any]) -> None:
     word, _, rest = str(fields.get("source", "")).partition(":")
     if word == "upload":
         find_upload(root, rest)
-    elif word == "import":
-        _check_import(rest)
+    elif word == "import" and rest:
+        check_import(rest)
     elif word == "dataset":
         open_artifact(root, f"datasets/{check_id(rest.partition('/')[0], 'dataset id')}", hashes=False)
 
@@ -204,15 +204,9 @@ def _name_and_source(root: Path, body: dict[str, Any]) -> tuple[str, str]:
     if word == "upload":
         upload = find_upload(root, rest)
         rest = upload["filename"] or rest
-    if word == "import":
-        _check_import(rest)
+    if word == "import" and rest:
+        check_import(rest)
     return check_id(_slug(rest or word) if name is None else name, "name"), source
-
-
-def _check_import(name: str) -> None:
-    if name and any(part in ("", ".", "..") for part in name.split("/")):
-        raise Refused(f"import {name!r} is not valid: expected a folder's or archive's path below the imports folder",
-                      "bad_name")
 
 
 def _slug(text: str) -> str:

@@ -11,11 +11,10 @@ from inference.context import Api, api
 from inference.jobs import recent
 from shared.at_work import has_keeper, workers_of
 from shared.disk import free
-from shared.jobs import KINDS
+from shared.jobs import SERVICES
 from shared.scrub import report_of
 
 bp = Blueprint("system", __name__)
-SERVICES = sorted({cls.SERVICE for cls in KINDS.values()})
 
 
 @bp.get("/v1/system")
